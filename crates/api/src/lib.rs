@@ -1,0 +1,34 @@
+//! What crosses banger's sockets, and nothing else: the words that the CLI, the daemon and the guest's agent share.
+//!
+//! Types here are wire types. They are parsed at the edge (names, ids, sizes refuse what they are not), they carry no
+//! behaviour, and no stored type is one of them. The only I/O is `client.rs`, which speaks HTTP to the daemon's socket.
+
+pub mod channel;
+pub mod client;
+pub mod daemon;
+pub mod exec;
+pub mod ids;
+pub mod image;
+pub mod operation;
+pub mod problem;
+pub mod size;
+pub mod vm;
+
+pub use ids::{ImageName, KernelName, OperationId, VmId, VmName};
+pub use problem::{Code, Problem};
+pub use size::Size;
+
+/// The version of the daemon's API. A client and a daemon with different numbers refuse each other by name.
+pub const API_VERSION: u32 = 1;
+
+/// The version that every reply of the daemon carries in the header [`VERSION_HEADER`].
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Header with which daemon and client tell each other what they are: `<API_VERSION> <VERSION>`.
+pub const VERSION_HEADER: &str = "banger-version";
+
+/// What [`VERSION_HEADER`] holds in this build.
+#[must_use]
+pub fn version_line() -> String {
+    format!("{API_VERSION} {VERSION}")
+}

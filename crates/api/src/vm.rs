@@ -1,0 +1,104 @@
+//! VMs as the API shows them, and the requests about them.
+
+use std::fmt;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::{ImageName, KernelName, Problem, Size, VmId, VmName};
+
+/// Where a VM is in its life. Every state can be left by delete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// Has its record and its disk; holds nothing of the host's that runs.
+    Stopped,
+    /// Its claims are being acquired, or its guest is booting.
+    Starting,
+    Running,
+    Stopping,
+    /// Being deleted; the name is free again when the record is gone.
+    Deleting,
+    /// Something that it held could not be released: `problem` says what. Start, stop and delete try again.
+    Error,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            State::Stopped => "stopped",
+            State::Starting => "starting",
+            State::Running => "running",
+            State::Stopping => "stopping",
+            State::Deleting => "deleting",
+            State::Error => "error",
+        })
+    }
+}
+
+/// A VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vm {
+    pub id: VmId,
+    pub name: VmName,
+    pub state: State,
+    pub image: ImageName,
+    pub kernel: KernelName,
+    pub cpus: u32,
+    pub memory_bytes: Size,
+    pub disk_bytes: Size,
+    /// Deleted when the session that made it ends.
+    pub ephemeral: bool,
+    pub created_at: Timestamp,
+    /// When the guest was last ready; of the present boot if it runs.
+    pub started_at: Option<Timestamp>,
+    /// The guest kernel's `/proc/sys/kernel/random/boot_id`, while it runs.
+    pub boot_id: Option<String>,
+    /// How it runs, while it runs: `qemu (tcg)`, `qemu (kvm)`.
+    pub vmm: Option<String>,
+    /// What went wrong last, if anything did.
+    pub problem: Option<Problem>,
+}
+
+/// POST /v1/vms: makes a VM and, if asked, starts it. What is missing of image and kernel is made first.
+/// A reply is a stream of [`crate::operation::Event`]s that ends in `done` with the [`Vm`].
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CreateVm {
+    /// A made-up name when absent.
+    pub name: Option<VmName>,
+    /// The default image when absent.
+    pub image: Option<ImageName>,
+    /// The image's kernel when absent.
+    pub kernel: Option<KernelName>,
+    pub cpus: Option<u32>,
+    pub memory_bytes: Option<Size>,
+    pub disk_bytes: Option<Size>,
+    pub start: bool,
+    /// The VM goes when the connection of this request ends: the daemon keeps the stream open after `done`
+    /// and deletes the VM when the client closes it.
+    pub ephemeral: bool,
+}
+
+/// POST /v1/vms/VM/stop
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StopVm {
+    /// How long the guest has to shut itself down; then it is killed. The configured time when absent.
+    pub deadline_ms: Option<u64>,
+}
+
+/// POST /v1/vms/VM/kill
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct KillVm {
+    /// `KILL` when absent; else `TERM`, `INT`, `HUP` or `QUIT`, sent to the VMM, whose end is then waited for.
+    pub signal: Option<String>,
+}
+
+/// POST /v1/vms/prune: deletes every VM that does not run.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Pruned {
+    pub deleted: Vec<VmName>,
+    pub freed_bytes: u64,
+}
