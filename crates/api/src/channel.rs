@@ -39,7 +39,9 @@ impl Line {
     pub fn encode(&self) -> Vec<u8> {
         match self {
             Line::Hello { nonce } => format!("\n{MAGIC}HELLO {nonce}\n"),
-            Line::Ready { nonce, boot_id, version } => format!("\n{MAGIC}READY {nonce} {boot_id} {version}\n"),
+            Line::Ready { nonce, boot_id, version } => {
+                format!("\n{MAGIC}READY {nonce} {boot_id} {version}\n")
+            }
             Line::Go { nonce } => format!("\n{MAGIC}GO {nonce}\n"),
         }
         .into_bytes()
@@ -109,7 +111,8 @@ mod tests {
             Line::Go { nonce: "abc".into() },
         ] {
             let mut finder = LineFinder::default();
-            let found: Vec<Line> = line.encode().into_iter().filter_map(|byte| finder.push(byte)).collect();
+            let found: Vec<Line> =
+                line.encode().into_iter().filter_map(|byte| finder.push(byte)).collect();
             assert_eq!(found, [line]);
         }
     }
@@ -126,7 +129,14 @@ mod tests {
 
     #[test]
     fn what_is_almost_a_line_is_not_one() {
-        for text in ["", "BANGER/1 HELLO", "BANGER/1 HELLO a b", "BANGER/2 HELLO a", "banger/1 HELLO a", "BANGER/1 READY a b"] {
+        for text in [
+            "",
+            "BANGER/1 HELLO",
+            "BANGER/1 HELLO a b",
+            "BANGER/2 HELLO a",
+            "banger/1 HELLO a",
+            "BANGER/1 READY a b",
+        ] {
             assert_eq!(Line::parse(text.as_bytes()), None, "{text}");
         }
     }

@@ -95,16 +95,20 @@ impl Client {
         let stream = self.connect().await?;
         let mut request =
             format!("ws://banger{path}").into_client_request().map_err(|e| broken(path, &e))?;
-        request.headers_mut().insert(
-            VERSION_HEADER,
-            version_line().parse().expect("a version is a header value"),
-        );
-        match tokio_tungstenite::client_async_with_config(request, stream, Some(websocket_config())).await {
+        request
+            .headers_mut()
+            .insert(VERSION_HEADER, version_line().parse().expect("a version is a header value"));
+        match tokio_tungstenite::client_async_with_config(request, stream, Some(websocket_config()))
+            .await
+        {
             Ok((socket, _)) => Ok(socket),
             Err(Error::Http(reply)) => {
                 let body = reply.body().clone().unwrap_or_default();
                 Err(serde_json::from_slice(&body).unwrap_or_else(|_| {
-                    Problem::new(Code::Daemon, format!("the daemon answered {} to {path}", reply.status()))
+                    Problem::new(
+                        Code::Daemon,
+                        format!("the daemon answered {} to {path}", reply.status()),
+                    )
                 }))
             }
             Err(error) => Err(broken(path, &error)),
@@ -113,9 +117,12 @@ impl Client {
 
     async fn connect(&self) -> Result<UnixStream, Problem> {
         connect_unix(&self.socket).await.map_err(|error| {
-            Problem::new(Code::Daemon, format!("cannot reach the daemon at {}", self.socket.display()))
-                .cause(&error)
-                .remedy("see `banger daemon status`")
+            Problem::new(
+                Code::Daemon,
+                format!("cannot reach the daemon at {}", self.socket.display()),
+            )
+            .cause(&error)
+            .remedy("see `banger daemon status`")
         })
     }
 
@@ -138,8 +145,9 @@ impl Client {
             .body(Full::new(Bytes::from(bytes)))
             .map_err(|e| broken(path, &e))?;
         let stream = self.connect().await?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| broken(path, &e))?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|e| broken(path, &e))?;
         // It ends with the connection; its error is the request's error, which is reported there.
         drop(tokio::spawn(connection));
         let reply = sender.send_request(request).await.map_err(|e| broken(path, &e))?;
@@ -173,12 +181,18 @@ pub async fn connect_unix(path: &Path) -> std::io::Result<UnixStream> {
         return Err(std::io::Error::other("a socket's path names a file in a folder"));
     };
     let folder = std::fs::File::open(folder)?;
-    let short = Path::new("/proc/self/fd").join(rustix::fd::AsRawFd::as_raw_fd(&folder.as_fd()).to_string()).join(name);
+    let short = Path::new("/proc/self/fd")
+        .join(rustix::fd::AsRawFd::as_raw_fd(&folder.as_fd()).to_string())
+        .join(name);
     UnixStream::connect(short).await
 }
 
 fn check_version(reply: &hyper::Response<Incoming>) -> Result<(), Problem> {
-    let theirs = reply.headers().get(VERSION_HEADER).and_then(|value| value.to_str().ok()).unwrap_or("unknown");
+    let theirs = reply
+        .headers()
+        .get(VERSION_HEADER)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or("unknown");
     if theirs == version_line() {
         return Ok(());
     }

@@ -186,7 +186,10 @@ fn tagged(tag: u8, content: &[u8]) -> Bytes {
 }
 
 fn json<T: Serialize>(tag: u8, value: &T) -> Bytes {
-    tagged(tag, &serde_json::to_vec(value).expect("frames are plain data, which always has a JSON form"))
+    tagged(
+        tag,
+        &serde_json::to_vec(value).expect("frames are plain data, which always has a JSON form"),
+    )
 }
 
 /// A word of a command, an environment or a path: bytes without NUL, as execve(2) takes them.
@@ -284,7 +287,8 @@ mod tests {
         for tag in 0..=255_u8 {
             for length in 0..6 {
                 let message = Bytes::from([vec![tag], vec![b'{'; length]].concat());
-                let (_, _) = (ToAgent::decode(&message).is_ok(), FromAgent::decode(&message).is_ok());
+                let (_, _) =
+                    (ToAgent::decode(&message).is_ok(), FromAgent::decode(&message).is_ok());
             }
         }
         assert!(ToAgent::decode(&Bytes::new()).is_err());

@@ -151,7 +151,10 @@ fn check_artifact(text: &str) -> Result<(), &'static str> {
     if text.is_empty() || text.len() > 128 {
         return Err("it needs 1 to 128 characters");
     }
-    if !text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-:/+~".contains(&b)) {
+    if !text
+        .bytes()
+        .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-:/+~".contains(&b))
+    {
         return Err("only a-z, 0-9 and . _ - : / + ~ are allowed");
     }
     if !text.as_bytes()[0].is_ascii_alphanumeric() {
@@ -177,7 +180,10 @@ mod tests {
     #[test]
     fn a_refusal_quotes_the_text_and_says_the_rule() {
         let error = VmName::parse("Web").unwrap_err();
-        assert_eq!(error.to_string(), "\"Web\" is not a VM name: only a-z, 0-9 and - are allowed (a DNS label)");
+        assert_eq!(
+            error.to_string(),
+            "\"Web\" is not a VM name: only a-z, 0-9 and - are allowed (a DNS label)"
+        );
     }
 
     #[test]

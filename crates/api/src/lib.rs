@@ -3,10 +3,12 @@
 //! Types here are wire types. They are parsed at the edge (names, ids, sizes refuse what they are not), they carry no
 //! behaviour, and no stored type is one of them. The only I/O is `client.rs`, which speaks HTTP to the daemon's socket.
 
+pub mod bench;
 pub mod channel;
 pub mod client;
 pub mod daemon;
 pub mod exec;
+pub mod folders;
 pub mod ids;
 pub mod image;
 pub mod operation;
@@ -14,6 +16,7 @@ pub mod problem;
 pub mod size;
 pub mod vm;
 
+pub use folders::Folders;
 pub use ids::{ImageName, KernelName, OperationId, VmId, VmName};
 pub use problem::{Code, Problem};
 pub use size::Size;

@@ -12,19 +12,37 @@ use crate::{OperationId, Problem};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
-    Started { operation: OperationId },
+    Started {
+        operation: OperationId,
+    },
     /// A stage of the work begins; the one before has ended. `name` is stable, `text` is for people.
-    Stage { name: String, text: String },
+    Stage {
+        name: String,
+        text: String,
+    },
     /// How far the present stage is. `total` is 0 when nobody knows.
-    Progress { done: u64, total: u64, unit: Unit },
+    Progress {
+        done: u64,
+        total: u64,
+        unit: Unit,
+    },
     /// A line of a program that works for us, such as mmdebstrap.
-    Log { line: String },
+    Log {
+        line: String,
+    },
     /// Something worth saying that is no failure.
-    Note { text: String },
+    Note {
+        text: String,
+    },
     /// The end, well. `result` is what the request's page says; `stages` says where the time went.
-    Done { result: serde_json::Value, stages: Vec<StageTime> },
+    Done {
+        result: serde_json::Value,
+        stages: Vec<StageTime>,
+    },
     /// The end, badly.
-    Failed { problem: Problem },
+    Failed {
+        problem: Problem,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -59,13 +59,19 @@ impl FromStr for Size {
         let refuse = |rule| SizeError { text: text.to_owned(), rule };
         let digits = text.bytes().take_while(u8::is_ascii_digit).count();
         let (number, unit) = text.split_at(digits);
-        let number: u64 = number.parse().map_err(|_| refuse("write a whole number and a unit, such as 512M or 4G"))?;
+        let number: u64 = number
+            .parse()
+            .map_err(|_| refuse("write a whole number and a unit, such as 512M or 4G"))?;
         let unit = match unit {
             "" | "M" | "MiB" => MIB,
             "K" | "KiB" => KIB,
             "G" | "GiB" => GIB,
             "T" | "TiB" => TIB,
-            _ => return Err(refuse("the units are K, M, G, T or KiB, MiB, GiB, TiB; a bare number is MiB")),
+            _ => {
+                return Err(refuse(
+                    "the units are K, M, G, T or KiB, MiB, GiB, TiB; a bare number is MiB",
+                ));
+            }
         };
         match number.checked_mul(unit) {
             Some(0) => Err(refuse("it must be more than zero")),
@@ -113,7 +119,19 @@ mod tests {
 
     #[test]
     fn what_is_no_positive_size_is_refused() {
-        for text in ["", "0", "0G", "-1", "4GB", "4g", "1.5G", "G", " 4G", "99999999999999999999", "20000000000T"] {
+        for text in [
+            "",
+            "0",
+            "0G",
+            "-1",
+            "4GB",
+            "4g",
+            "1.5G",
+            "G",
+            " 4G",
+            "99999999999999999999",
+            "20000000000T",
+        ] {
             assert!(text.parse::<Size>().is_err(), "{text:?} was taken");
         }
     }

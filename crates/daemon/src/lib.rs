@@ -1,1 +1,26 @@
+//! bangerd: keeps VMs, images and kernels, and serves the API on a unix socket. Never root's work beyond its own user's:
+//! whatever changes the host goes through a `Host`.
+//!
+//! ```text
+//! serve/ ─► operations ─► vms/ {create, start, stop, delete} ─► vms/plan ─► ledger ─► Host
+//!                    └──► artifacts/ {images, kernels, initramfs}            └─► Store
+//! ```
 
+pub mod agent;
+pub mod artifacts;
+pub mod bench;
+pub mod config;
+pub mod daemon;
+pub mod doctor;
+pub mod host_facts;
+pub mod ledger;
+pub mod logs;
+pub mod making;
+pub mod names;
+pub mod operations;
+mod problems;
+pub mod readiness;
+pub mod reconcile;
+pub mod serve;
+pub mod startup;
+pub mod vms;

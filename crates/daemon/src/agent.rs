@@ -1,0 +1,118 @@
+//! The agent of a guest, as the daemon speaks to it: HTTP/1.1 over a stream of its channel, every call with a deadline.
+
+use std::time::Duration;
+
+use banger_api::channel::InitState;
+use banger_api::{Code, Problem};
+use banger_vmm::Channel;
+use bytes::Bytes;
+use http::{Method, Request, StatusCode};
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use tokio::time::timeout;
+
+/// How long an agent has for a short answer. A translated guest that boots is slow.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Asks the guest to shut itself down: it flushes, unmounts and powers off. The VMM's end says when it has.
+///
+/// # Errors
+/// When the agent does not answer.
+pub async fn shutdown(channel: &Channel) -> Result<(), Problem> {
+    let reply = timeout(ANSWER_DEADLINE, request(channel, Method::POST, "/v1/shutdown")).await;
+    let status = reply.map_err(|_| silent())??.status();
+    if status.is_success() { Ok(()) } else { Err(unexpected("/v1/shutdown", status)) }
+}
+
+/// What runs as PID 1, when it has started everything.
+///
+/// # Errors
+/// When the agent does not answer before the deadline.
+pub async fn init(channel: &Channel, deadline: Duration) -> Result<InitState, Problem> {
+    let asked = async {
+        let reply = request(channel, Method::GET, "/v1/init").await?;
+        if !reply.status().is_success() {
+            return Err(unexpected("/v1/init", reply.status()));
+        }
+        let bytes = reply.into_body().collect().await.map_err(|e| broken(&e))?.to_bytes();
+        serde_json::from_slice(&bytes).map_err(|e| broken(&e))
+    };
+    timeout(deadline, asked).await.map_err(|_| {
+        Problem::new(
+            Code::Timeout,
+            format!("the guest's init was not done after {} s", deadline.as_secs()),
+        )
+        .remedy("`banger vm exec NAME -- systemctl list-jobs` shows what it waits for")
+    })?
+}
+
+/// Passes a WebSocket request on and returns the agent's answer, whose upgrade the caller splices.
+///
+/// # Errors
+/// When the agent does not answer.
+pub async fn upgrade(
+    channel: &Channel,
+    headers: &http::HeaderMap,
+) -> Result<http::Response<Incoming>, Problem> {
+    let mut builder =
+        Request::builder().method(Method::GET).uri("/v1/exec").header(http::header::HOST, "agent");
+    let passed = [
+        http::header::CONNECTION,
+        http::header::UPGRADE,
+        http::header::SEC_WEBSOCKET_KEY,
+        http::header::SEC_WEBSOCKET_VERSION,
+    ];
+    for name in passed {
+        if let Some(value) = headers.get(&name) {
+            builder = builder.header(name, value);
+        }
+    }
+    let request = builder.body(Empty::new()).map_err(|e| broken(&e))?;
+    timeout(ANSWER_DEADLINE, send(channel, request)).await.map_err(|_| silent())?
+}
+
+async fn request(
+    channel: &Channel,
+    method: Method,
+    path: &str,
+) -> Result<http::Response<Incoming>, Problem> {
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(http::header::HOST, "agent")
+        .body(Empty::new())
+        .map_err(|e| broken(&e))?;
+    send(channel, request).await
+}
+
+async fn send(
+    channel: &Channel,
+    request: Request<Empty<Bytes>>,
+) -> Result<http::Response<Incoming>, Problem> {
+    let stream = channel.open().await.map_err(|e| broken(&e))?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|e| broken(&e))?;
+    // It ends with the stream; its errors are the request's.
+    drop(tokio::spawn(connection.with_upgrades()));
+    sender.send_request(request).await.map_err(|e| broken(&e))
+}
+
+fn broken(error: &(dyn std::error::Error + 'static)) -> Problem {
+    Problem::new(Code::Guest, "cannot talk to the guest's agent").cause(error).remedy(LOOK)
+}
+
+fn silent() -> Problem {
+    Problem::new(
+        Code::Guest,
+        format!("the guest's agent did not answer within {} s", ANSWER_DEADLINE.as_secs()),
+    )
+    .remedy(LOOK)
+}
+
+fn unexpected(path: &str, status: StatusCode) -> Problem {
+    Problem::new(Code::Guest, format!("the guest's agent answered {status} to {path}")).remedy(LOOK)
+}
+
+const LOOK: &str = "`banger vm logs NAME` shows the guest's console; `banger vm kill NAME` ends it";

@@ -1,0 +1,199 @@
+//! Images: build, import, show, delete.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use banger_api::image::{BuildImage, Image, ImportImage};
+use banger_api::{Code, ImageName, Problem};
+use banger_image::{ImportedRootfs, Watch};
+use banger_store::ImageRecord;
+use jiff::Timestamp;
+
+use super::{TEMPORARY, act, problem, watch};
+use crate::daemon::Daemon;
+use crate::operations::Operation;
+use crate::problems;
+
+impl Daemon {
+    pub(crate) fn images_folder(&self) -> PathBuf {
+        self.folders.state.join("images")
+    }
+
+    pub(crate) fn image_path(&self, digest: &str) -> PathBuf {
+        self.images_folder().join(format!("{digest}.ext4"))
+    }
+
+    /// The image of that name, or the default one, which is made here if it is missing and can be.
+    pub(crate) async fn image_for(
+        self: &Arc<Self>,
+        name: Option<&ImageName>,
+        operation: &Operation,
+    ) -> Result<ImageRecord, Problem> {
+        let wanted = name.unwrap_or(&self.config.image).clone();
+        if let Some(image) = self.store.image(&wanted).map_err(problems::store)? {
+            return Ok(image);
+        }
+        // `debian:RELEASE` can be made on any host with apt; everything else must be there.
+        let Some(release) = wanted.as_str().strip_prefix("debian:").map(str::to_owned) else {
+            return Err(no_image(&wanted));
+        };
+        operation.note(format!("there is no image {wanted} yet: building it, once"));
+        let include = banger_image::debian::TOOLS.iter().map(ToString::to_string).collect();
+        let request = BuildImage { name: Some(wanted), debian: release, include, replace: false };
+        self.build_image(&request, operation).await
+    }
+
+    /// # Errors
+    /// When mmdebstrap fails, or the name is taken and not to be replaced.
+    pub(crate) async fn build_image(
+        self: &Arc<Self>,
+        request: &BuildImage,
+        operation: &Operation,
+    ) -> Result<ImageRecord, Problem> {
+        let name = match &request.name {
+            Some(name) => name.clone(),
+            None => ImageName::parse(&format!("debian:{}", request.debian))
+                .map_err(|e| Problem::from_error(Code::Invalid, &e))?,
+        };
+        let (release, include) = (request.debian.clone(), request.include.clone());
+        let source = match include.as_slice() {
+            [] => format!("mmdebstrap {release}"),
+            include => format!("mmdebstrap {release} --include {}", include.join(",")),
+        };
+        self.make_image(name, request.replace, source, operation, move |out, watch| {
+            banger_image::build_debian(&release, &include, out, watch)
+                .map_err(|error| problem(&error, error.trouble(), error.remedy()))
+        })
+        .await
+    }
+
+    /// # Errors
+    /// When the tar is none, or the name is taken and not to be replaced.
+    pub(crate) async fn import_image(
+        self: &Arc<Self>,
+        request: &ImportImage,
+        operation: &Operation,
+    ) -> Result<ImageRecord, Problem> {
+        let path = request.path.clone();
+        if !path.is_absolute() {
+            return Err(Problem::new(
+                Code::Invalid,
+                format!("path: {} is not absolute", path.display()),
+            ));
+        }
+        let source = format!("tar {}", path.display());
+        self.make_image(
+            request.name.clone(),
+            request.replace,
+            source,
+            operation,
+            move |out, watch| {
+                banger_image::import_rootfs(&path, out, watch)
+                    .map_err(|error| problem(&error, error.trouble(), error.remedy()))
+            },
+        )
+        .await
+    }
+
+    /// # Errors
+    /// When it is not there or used by a VM.
+    pub(crate) fn delete_image(&self, name: &ImageName) -> Result<(), Problem> {
+        let image = self.shown_image(name)?;
+        if !image.used_by.is_empty() {
+            return Err(in_use("image", name.as_str(), &image.used_by));
+        }
+        self.store.delete_image(name).map_err(problems::store)?;
+        let images = self.store.images().map_err(problems::store)?;
+        if images.iter().all(|other| other.digest != image.digest) {
+            let path = self.image_path(&image.digest);
+            fs::remove_file(&path).map_err(act(&format!("cannot remove {}", path.display())))?;
+        }
+        Ok(())
+    }
+
+    /// # Errors
+    /// When it is not there.
+    pub(crate) fn shown_image(&self, name: &ImageName) -> Result<Image, Problem> {
+        let image =
+            self.store.image(name).map_err(problems::store)?.ok_or_else(|| no_image(name))?;
+        self.show_image(image)
+    }
+
+    /// # Errors
+    /// When the database cannot be read.
+    pub(crate) fn shown_images(&self) -> Result<Vec<Image>, Problem> {
+        let images = self.store.images().map_err(problems::store)?;
+        images.into_iter().map(|image| self.show_image(image)).collect()
+    }
+
+    pub(crate) fn show_image(&self, image: ImageRecord) -> Result<Image, Problem> {
+        let vms = self.store.vms().map_err(problems::store)?;
+        let users =
+            vms.into_iter().filter(|vm| vm.image_digest == image.digest && vm.image == image.name);
+        Ok(Image {
+            used_by: users.map(|vm| vm.name.to_string()).collect(),
+            name: image.name,
+            digest: image.digest,
+            size_bytes: image.size_bytes,
+            init: image.init,
+            source: image.source,
+            created_at: image.created_at,
+        })
+    }
+
+    async fn make_image(
+        self: &Arc<Self>,
+        name: ImageName,
+        replace: bool,
+        source: String,
+        operation: &Operation,
+        make: impl FnOnce(&Path, Watch<'_>) -> Result<ImportedRootfs, Problem> + Send + 'static,
+    ) -> Result<ImageRecord, Problem> {
+        let _turn = self.making.turn(&format!("image {name}")).await;
+        if let Some(found) = self.store.image(&name).map_err(problems::store)?
+            && !replace
+        {
+            // Whoever waited for its turn wanted the same thing; whoever came alone is told.
+            if found.source == source {
+                operation.note(format!("there is an image {name} from the same source already"));
+                return Ok(found);
+            }
+            let message = format!("there is already an image {name}, from {}", found.source);
+            return Err(
+                Problem::new(Code::Conflict, message).remedy("use another name, or --replace")
+            );
+        }
+        let told = watch(operation);
+        let half = self.images_folder().join(format!("{TEMPORARY}{}", operation.id()));
+        self.blocking(move |daemon| {
+            let made = make(&half, &told)?;
+            let path = daemon.image_path(&made.digest);
+            fs::rename(&half, &path)
+                .map_err(act(&format!("cannot rename the new image to {}", path.display())))?;
+            let record = ImageRecord {
+                name,
+                digest: made.digest,
+                size_bytes: made.size_bytes,
+                init: made.init,
+                source,
+                created_at: Timestamp::now(),
+            };
+            daemon.store.put_image(&record).map_err(problems::store)?;
+            Ok(record)
+        })
+        .await?
+    }
+}
+
+fn no_image(name: &ImageName) -> Problem {
+    Problem::new(Code::NotFound, format!("there is no image {name}")).remedy(
+        "`banger image list` shows those there are; `banger image import TAR --name NAME` and \
+         `banger image build --debian RELEASE` make one",
+    )
+}
+
+pub(super) fn in_use(what: &str, name: &str, users: &[String]) -> Problem {
+    Problem::new(Code::Conflict, format!("the {what} {name} is used by {}", users.join(", ")))
+        .remedy(format!("delete these VMs first: `banger vm delete {}`", users.join(" ")))
+}

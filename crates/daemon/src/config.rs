@@ -1,0 +1,210 @@
+//! The configuration file: every key optional, an unknown one refused by name.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
+use std::time::Duration;
+
+use banger_api::{Code, ImageName, Problem, Size};
+use serde::Deserialize;
+
+/// What the daemon goes by, from the file or from the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    pub image: ImageName,
+    pub cpus: u32,
+    pub memory: Size,
+    pub disk: Size,
+    /// How many VMs boot at once; the others wait their turn.
+    pub boots_at_once: usize,
+    pub deadlines: Deadlines,
+    /// Where each default came from, for `doctor`.
+    pub provenance: Vec<(&'static str, String)>,
+}
+
+/// Deadlines that differ by how guests are executed: a translated guest is some ten times slower.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deadlines {
+    /// From the VMM's start to the agent's READY; `None`: 30 s on KVM, 300 s translated.
+    pub ready: Option<Duration>,
+    /// A graceful stop; then the VMM is killed. `None`: 10 s on KVM, 60 s translated.
+    pub stop: Option<Duration>,
+}
+
+impl Deadlines {
+    #[must_use]
+    pub fn ready(self, translated: bool) -> Duration {
+        self.ready.unwrap_or(Duration::from_secs(if translated { 300 } else { 30 }))
+    }
+
+    #[must_use]
+    pub fn stop(self, translated: bool) -> Duration {
+        self.stop.unwrap_or(Duration::from_secs(if translated { 60 } else { 10 }))
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct File {
+    image: Option<ImageName>,
+    cpus: Option<u32>,
+    memory: Option<String>,
+    disk: Option<String>,
+    boots_at_once: Option<usize>,
+    ready_deadline_ms: Option<u64>,
+    stop_deadline_ms: Option<u64>,
+}
+
+/// What the defaults are derived from.
+#[derive(Debug, Clone, Copy)]
+pub struct HostSize {
+    pub cpus: u32,
+    pub memory_bytes: u64,
+}
+
+impl HostSize {
+    /// This machine.
+    #[must_use]
+    pub fn here() -> Self {
+        let cpus =
+            std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1));
+        let info = rustix::system::sysinfo();
+        let unit = u64::from(info.mem_unit);
+        Self { cpus, memory_bytes: info.totalram.saturating_mul(unit) }
+    }
+}
+
+/// Reads the file if there is one.
+///
+/// # Errors
+/// When it cannot be read, is no TOML, has an unknown key or a value that does not fit.
+pub fn read(path: &Path, host: HostSize) -> Result<Config, Problem> {
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
+        Err(error) => {
+            return Err(Problem::new(Code::Invalid, format!("cannot read {}", path.display()))
+                .cause(&error));
+        }
+    };
+    parse(&text, host).map_err(|problem| Problem {
+        message: format!("{} does not fit: {}", path.display(), problem.message),
+        remedy: Some(format!("correct {}", path.display())),
+        ..problem
+    })
+}
+
+fn parse(text: &str, host: HostSize) -> Result<Config, Problem> {
+    let invalid = |text: String| Problem::new(Code::Invalid, text);
+    let file: File = toml::from_str(text).map_err(|e| invalid(e.to_string().trim().to_owned()))?;
+    let size = |name: &str, value: Option<String>| -> Result<Option<Size>, Problem> {
+        value.map(|text| text.parse().map_err(|e| invalid(format!("{name}: {e}")))).transpose()
+    };
+    let mut provenance = Vec::new();
+    let cpus = match file.cpus {
+        Some(0) => return Err(invalid("cpus: it must be more than zero".into())),
+        Some(cpus) => {
+            provenance.push(("cpus", format!("{cpus} (config)")));
+            cpus
+        }
+        None => {
+            let cpus = (host.cpus / 4).clamp(1, 4);
+            provenance
+                .push(("cpus", format!("{cpus} (a quarter of the host's {}, 1 to 4)", host.cpus)));
+            cpus
+        }
+    };
+    let memory = match size("memory", file.memory)? {
+        Some(memory) => {
+            provenance.push(("memory", format!("{memory} (config)")));
+            memory
+        }
+        None => {
+            let eighth = Size::mib(host.memory_bytes / 8 / (1 << 20));
+            let memory = eighth.clamp(Size::mib(512), Size::gib(8));
+            provenance
+                .push(("memory", format!("{memory} (an eighth of the host's, 512 MiB to 8 GiB)")));
+            memory
+        }
+    };
+    let disk = match size("disk", file.disk)? {
+        Some(disk) => {
+            provenance.push(("disk", format!("{disk} (config)")));
+            disk
+        }
+        None => {
+            let disk = Size::gib(8);
+            provenance.push(("disk", format!("{disk} (built in; it is sparse)")));
+            disk
+        }
+    };
+    let image = match file.image {
+        Some(image) => {
+            provenance.push(("image", format!("{image} (config)")));
+            image
+        }
+        None => {
+            let image = ImageName::parse("debian:bookworm").expect("it is an image name");
+            provenance.push(("image", format!("{image} (built in)")));
+            image
+        }
+    };
+    let boots_at_once = match file.boots_at_once {
+        Some(0) => return Err(invalid("boots_at_once: it must be more than zero".into())),
+        Some(number) => number,
+        None => usize::try_from(host.cpus.max(2)).unwrap_or(2),
+    };
+    Ok(Config {
+        image,
+        cpus,
+        memory,
+        disk,
+        boots_at_once,
+        deadlines: Deadlines {
+            ready: file.ready_deadline_ms.map(Duration::from_millis),
+            stop: file.stop_deadline_ms.map(Duration::from_millis),
+        },
+        provenance,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LAPTOP: HostSize = HostSize { cpus: 8, memory_bytes: 16 << 30 };
+
+    #[test]
+    fn without_a_file_the_defaults_come_from_the_host() {
+        let config = parse("", LAPTOP).unwrap();
+        assert_eq!((config.cpus, config.memory), (2, Size::gib(2)));
+        let small = parse("", HostSize { cpus: 1, memory_bytes: 1 << 30 }).unwrap();
+        assert_eq!((small.cpus, small.memory), (1, Size::mib(512)));
+        let large = parse("", HostSize { cpus: 128, memory_bytes: 1 << 40 }).unwrap();
+        assert_eq!((large.cpus, large.memory), (4, Size::gib(8)));
+    }
+
+    #[test]
+    fn the_file_wins_over_the_host() {
+        let config =
+            parse("cpus = 3\nmemory = \"1G\"\nimage = \"mine\"\nstop_deadline_ms = 5", LAPTOP)
+                .unwrap();
+        assert_eq!((config.cpus, config.memory), (3, Size::gib(1)));
+        assert_eq!(config.image.as_str(), "mine");
+        assert_eq!(config.deadlines.stop(true), Duration::from_millis(5));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_by_name() {
+        for (text, name) in [
+            ("cpu = 3", "cpu"),
+            ("cpus = 0", "cpus"),
+            ("memory = \"2 apples\"", "memory"),
+            ("image = \"Not Good\"", "image"),
+            ("boots_at_once = 0", "boots_at_once"),
+        ] {
+            let problem = parse(text, LAPTOP).unwrap_err();
+            assert!(problem.message.contains(name), "{text}: {problem}");
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! The daemon's state: what every request works with.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use banger_api::daemon::DaemonInfo;
+use banger_api::folders::Folders;
+use banger_api::vm::State;
+use banger_api::{Problem, VmId};
+use banger_host::{Host, Mark, Places};
+use banger_store::Store;
+use banger_vmm::{Qemu, Vmm};
+use jiff::Timestamp;
+use tokio::sync::{OnceCell, Semaphore, watch};
+
+use crate::config::Config;
+use crate::host_facts::{self, HostFacts};
+use crate::making::Making;
+use crate::operations::Operations;
+use crate::problems;
+use crate::vms::slot::Slots;
+
+/// Everything that a request may need. One per process.
+pub struct Daemon {
+    pub folders: Folders,
+    pub config: Config,
+    pub store: Arc<Store>,
+    pub host: Arc<dyn Host>,
+    pub places: Places,
+    pub operations: Operations,
+    pub slots: Slots,
+    /// VMs boot a few at a time: more at once only make each other late.
+    pub boots: Semaphore,
+    /// One making of an image, a kernel or an initramfs at a time, by name.
+    pub making: Making,
+    /// The static program that becomes the guest's `/init`.
+    pub agent: PathBuf,
+    pub started_at: Timestamp,
+    /// Becomes true when the daemon is to end.
+    pub ending: watch::Sender<bool>,
+    facts: OnceCell<HostFacts>,
+}
+
+impl fmt::Debug for Daemon {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Daemon").field("folders", &self.folders).finish_non_exhaustive()
+    }
+}
+
+impl Daemon {
+    #[must_use]
+    pub fn new(
+        folders: Folders,
+        config: Config,
+        store: Arc<Store>,
+        host: Arc<dyn Host>,
+        places: Places,
+        agent: PathBuf,
+    ) -> Self {
+        Self {
+            operations: Operations::new(Arc::clone(&store)),
+            boots: Semaphore::new(config.boots_at_once),
+            folders,
+            config,
+            store,
+            host,
+            places,
+            slots: Slots::default(),
+            making: Making::default(),
+            agent,
+            started_at: Timestamp::now(),
+            ending: watch::channel(false).0,
+            facts: OnceCell::new(),
+        }
+    }
+
+    #[must_use]
+    pub fn mark(&self, vm: &VmId) -> Mark {
+        Mark::new(self.store.installation().clone(), vm.clone())
+    }
+
+    /// What this host is, looked at once.
+    pub async fn facts(&self) -> &HostFacts {
+        self.facts.get_or_init(|| host_facts::look(&self.folders.cache)).await
+    }
+
+    /// The VMM for VMs that start now.
+    pub async fn vmm(&self) -> Arc<dyn Vmm> {
+        Arc::new(Qemu { accelerator: self.facts().await.accelerator() })
+    }
+
+    /// Whether guests are translated, and slow.
+    pub async fn translated(&self) -> bool {
+        self.facts().await.kvm.is_err()
+    }
+
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn info(&self) -> Result<DaemonInfo, Problem> {
+        let vms = self.store.vms().map_err(problems::store)?;
+        let running = vms.iter().filter(|vm| vm.state == State::Running).count();
+        Ok(DaemonInfo {
+            version: banger_api::VERSION.to_owned(),
+            api: banger_api::API_VERSION,
+            pid: std::process::id(),
+            started_at: self.started_at,
+            installation: self.store.installation().to_string(),
+            state_folder: self.folders.state.clone(),
+            cache_folder: self.folders.cache.clone(),
+            run_folder: self.folders.run.clone(),
+            vms: u32::try_from(vms.len()).unwrap_or(u32::MAX),
+            running: u32::try_from(running).unwrap_or(u32::MAX),
+        })
+    }
+
+    /// Runs blocking work of the host's or the database's without holding up other requests.
+    ///
+    /// # Errors
+    /// When the work panicked, which is a defect.
+    pub async fn blocking<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Daemon) -> T + Send + 'static,
+    ) -> Result<T, Problem> {
+        let daemon = Arc::clone(self);
+        tokio::task::spawn_blocking(move || work(&daemon)).await.map_err(|e| problems::task(&e))
+    }
+}

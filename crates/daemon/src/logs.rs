@@ -1,0 +1,81 @@
+//! A VM's log: what its VMM and its guest's console said. Written by a process of its own, only read here.
+
+use std::fs;
+use std::path::Path;
+
+use banger_api::Problem;
+
+/// How many of the console's last lines explain a failed start.
+const TAIL_LINES: usize = 12;
+
+/// Adds to a problem what the console said last, and says so when the kernel panicked.
+#[must_use]
+pub fn explain(mut problem: Problem, log: &Path) -> Problem {
+    let text = fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    if let Some(line) = text.lines().find(|line| line.contains("Kernel panic")) {
+        problem = problem.because(format!("the guest's kernel panicked: {}", printable(line)));
+    } else if let Some(line) = text.lines().rev().find(|line| line.contains("banger-agent: ")) {
+        problem = problem.because(format!("the guest said: {}", printable(line)));
+    }
+    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    let tail = &lines[lines.len().saturating_sub(TAIL_LINES)..];
+    problem.causes.extend(tail.iter().map(|line| format!("console: {}", printable(line))));
+    if tail.is_empty() {
+        problem = problem.because("its console said nothing");
+    }
+    problem
+}
+
+/// A guest's words without what would move a reader's cursor.
+fn printable(line: &str) -> String {
+    let mut shown = String::new();
+    let mut characters = line.trim_end().chars().peekable();
+    while let Some(character) = characters.next() {
+        if character == '\u{1b}' {
+            // ESC [ … letter (ECMA-48, 5.4)
+            if characters.next_if_eq(&'[').is_some() {
+                while characters.next_if(|c| !c.is_ascii_alphabetic()).is_some() {}
+                characters.next();
+            }
+        } else if !character.is_control() {
+            shown.push(character);
+        }
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use banger_api::Code;
+
+    use super::*;
+
+    fn explained(console: &str) -> Problem {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("console.log");
+        fs::write(&log, console).unwrap();
+        explain(Problem::new(Code::Guest, "it ended"), &log)
+    }
+
+    #[test]
+    fn a_panic_is_named_before_the_tail() {
+        let problem = explained("boot\n[    0.5] Kernel panic - not syncing: no init\nend\n");
+        assert_eq!(
+            problem.causes[0],
+            "the guest's kernel panicked: [    0.5] Kernel panic - not syncing: no init"
+        );
+        assert_eq!(problem.causes.last().unwrap(), "console: end");
+    }
+
+    #[test]
+    fn a_guest_cannot_move_the_readers_cursor() {
+        let problem = explained("\u{1b}[2J\u{1b}[1;31mred\u{7}\r\n");
+        assert_eq!(problem.causes, ["console: red"]);
+    }
+
+    #[test]
+    fn a_silent_console_is_said_to_be_silent() {
+        assert_eq!(explained("").causes, ["its console said nothing"]);
+    }
+}

@@ -1,0 +1,142 @@
+//! The daemon's process: reads its environment, picks who changes the host, serves until it is told to end.
+//!
+//! Two more programs live in this one, since they must be there wherever it is: the writer of a VM's log, and the probe
+//! of /dev/kvm.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use banger_api::folders::Folders;
+use banger_api::{Code, Problem};
+use banger_host::{LocalHost, kvm_probe, log_writer, ready_fd};
+use bangerd::serve;
+use bangerd::startup::{self, Started, Startup};
+use rustix::fs::Mode;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// The argument with which this program is the writer of a VM's log.
+const WRITE_LOG: &str = "write-log";
+
+fn main() -> ExitCode {
+    // Nothing that is made here is for others to read.
+    rustix::process::umask(Mode::from_raw_mode(0o077));
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] => daemon(),
+        [WRITE_LOG, path, limit] => write_log(path, limit),
+        [kvm_probe::ARGUMENT] => kvm_probe::answer(),
+        _ => {
+            let usage = b"usage: bangerd (no arguments; `banger` starts it when it is needed)\n";
+            drop(std::io::stderr().write_all(usage));
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn daemon() -> ExitCode {
+    // Whoever started us may wait for one line on this fd.
+    let mut ready = Ready(ready_fd::take("BANGER_READY_FD"));
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).init();
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            return refuse(
+                &mut ready,
+                &Problem::new(Code::Internal, "cannot start threads").cause(&error),
+            );
+        }
+    };
+    let code = runtime.block_on(async {
+        match prepare() {
+            Ok(Startup::AlreadyRunning) => {
+                ready.tell("already running");
+                ExitCode::SUCCESS
+            }
+            Ok(Startup::Started(started)) => run(*started, &mut ready).await,
+            Err(problem) => refuse(&mut ready, &problem),
+        }
+    });
+    // Work that has not ended goes on in the next daemon, as after a crash.
+    runtime.shutdown_background();
+    code
+}
+
+/// Everything up to the socket.
+fn prepare() -> Result<Startup, Problem> {
+    let folders = Folders::from_env(|name| std::env::var_os(name)).map_err(|e| {
+        Problem::from_error(Code::Invalid, &e).remedy("set HOME or BANGER_HOME to an absolute path")
+    })?;
+    let own = std::env::current_exe().map_err(|e| {
+        Problem::new(Code::Internal, "cannot tell where bangerd itself is").cause(&e)
+    })?;
+    let agent = match std::env::var_os("BANGER_AGENT") {
+        Some(path) => PathBuf::from(path),
+        None => own.with_file_name("guest").join("banger-agent"),
+    };
+    startup::start(folders, agent, |places| {
+        Arc::new(LocalHost::new(places.clone(), (own, vec![WRITE_LOG.to_owned()])))
+    })
+}
+
+async fn run(started: Started, ready: &mut Ready) -> ExitCode {
+    let Started { daemon, listener, lock } = started;
+    let signals = signal(SignalKind::terminate())
+        .and_then(|term| Ok((term, signal(SignalKind::interrupt())?)));
+    let (mut terminate, mut interrupt) = match signals {
+        Ok(signals) => signals,
+        Err(error) => {
+            return refuse(
+                ready,
+                &Problem::new(Code::Internal, "cannot handle signals").cause(&error),
+            );
+        }
+    };
+    if let Err(problem) = daemon.take_over() {
+        return refuse(ready, &problem);
+    }
+    ready.tell("ready");
+    tracing::info!(socket = %daemon.folders.socket().display(), "serving");
+    let served = tokio::select! {
+        served = serve::serve(daemon, listener) => served,
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+    };
+    // Held until here: a second daemon must not touch what this one still serves.
+    drop(lock);
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(%error, "the socket failed");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn write_log(path: &str, limit: &str) -> ExitCode {
+    let Ok(limit_bytes) = limit.parse() else { return ExitCode::from(2) };
+    match log_writer::run(path.as_ref(), limit_bytes) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn refuse(ready: &mut Ready, problem: &Problem) -> ExitCode {
+    tracing::error!(%problem, "cannot start");
+    ready.tell(&serde_json::to_string(problem).expect("a problem is plain data"));
+    ExitCode::FAILURE
+}
+
+/// Who waits for this daemon, if somebody does.
+struct Ready(Option<File>);
+
+impl Ready {
+    fn tell(&mut self, line: &str) {
+        if let Some(mut waiting) = self.0.take() {
+            // Whoever has stopped waiting need not be told.
+            drop(writeln!(waiting, "{line}"));
+        }
+    }
+}

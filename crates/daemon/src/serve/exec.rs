@@ -1,0 +1,60 @@
+//! Exec over HTTP: authenticate, find the agent, pass the WebSocket's handshake on, then only move bytes.
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::Response;
+use banger_api::{Code, Problem};
+use http_body_util::BodyExt;
+use hyper_util::rt::TokioIo;
+
+use super::{App, Failure, Found};
+use crate::agent;
+
+pub(super) async fn exec(
+    State(daemon): App,
+    Found(vm): Found,
+    headers: HeaderMap,
+    mut request: Request,
+) -> Result<Response, Failure> {
+    let channel = daemon.channel(&vm).await?;
+    let from_client = hyper::upgrade::on(&mut request);
+    let answer = agent::upgrade(&channel, &headers).await?;
+    if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+        let status = answer.status();
+        let said =
+            answer.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+        let problem =
+            Problem::new(Code::Guest, format!("the guest's agent refused the exec with {status}"))
+                .because(String::from_utf8_lossy(&said).into_owned());
+        return Err(Failure(problem));
+    }
+    let mut response = Response::builder().status(StatusCode::SWITCHING_PROTOCOLS);
+    for (name, value) in answer.headers() {
+        response = response.header(name, value);
+    }
+    let from_agent = hyper::upgrade::on(answer);
+    drop(tokio::spawn(async move {
+        let (Ok(client), Ok(agent)) = tokio::join!(from_client, from_agent) else {
+            // One of the two left before it was connected; the other sees its stream end.
+            return;
+        };
+        let (mut client, mut agent) = (TokioIo::new(client), TokioIo::new(agent));
+        // Ends when both sides have ended, or one is gone: the session's own frames have said how.
+        drop(
+            tokio::io::copy_bidirectional_with_sizes(
+                &mut client,
+                &mut agent,
+                SPLICE_BYTES,
+                SPLICE_BYTES,
+            )
+            .await,
+        );
+    }));
+    response
+        .body(Body::empty())
+        .map_err(|e| Failure(Problem::new(Code::Internal, "cannot answer").cause(&e)))
+}
+
+/// Buffer of each direction of a session.
+const SPLICE_BYTES: usize = 64 * 1024;

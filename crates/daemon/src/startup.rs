@@ -1,0 +1,102 @@
+//! From a process to a daemon that serves: folders, the lock, the database, the host, the socket; each step refuses by
+//! name before anything later has begun.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use banger_api::folders::Folders;
+use banger_api::{Code, Problem};
+use banger_host::lock::{self, Lock};
+use banger_host::{Host, Installation, Places, socket};
+use banger_store::Store;
+use tokio::net::UnixListener;
+
+use crate::artifacts::remove_temporaries;
+use crate::config::{self, HostSize};
+use crate::daemon::Daemon;
+use crate::problems;
+
+/// A daemon that has all it needs and has begun nothing.
+#[derive(Debug)]
+pub struct Started {
+    pub daemon: Arc<Daemon>,
+    pub listener: UnixListener,
+    /// Held for the daemon's life.
+    pub lock: Lock,
+}
+
+/// What came of starting.
+#[derive(Debug)]
+pub enum Startup {
+    Started(Box<Started>),
+    /// Another daemon has this state folder.
+    AlreadyRunning,
+}
+
+/// `make_host` picks who changes the host.
+///
+/// # Errors
+/// What is missing or damaged, with what to do.
+pub fn start(
+    folders: Folders,
+    agent: PathBuf,
+    make_host: impl FnOnce(&Places) -> Arc<dyn Host>,
+) -> Result<Startup, Problem> {
+    let vms = folders.state.join("vms");
+    let runs = folders.run.join("vms");
+    let templates = folders.cache.join("templates");
+    let made = [&folders.state, &folders.cache, &folders.run, &vms, &runs, &templates];
+    made.into_iter().try_for_each(|folder| private_folder(folder))?;
+    let lock = lock::try_lock(&folders.state.join("lock")).map_err(|e| problems::host(&e))?;
+    let Some(lock) = lock else { return Ok(Startup::AlreadyRunning) };
+    let config = config::read(&folders.config.join("config.toml"), HostSize::here())?;
+    let store = open_store(&folders.state)?;
+    let places = Places { installation: store.installation().clone(), vms, runs, templates };
+    let host = make_host(&places);
+    let daemon = Arc::new(Daemon::new(folders, config, Arc::new(store), host, places, agent));
+    for folder in [daemon.images_folder(), daemon.kernels_folder()] {
+        private_folder(&folder)?;
+        remove_temporaries(&folder);
+    }
+    let listener = listen(&daemon.folders.run)?;
+    Ok(Startup::Started(Box::new(Started { daemon, listener, lock })))
+}
+
+/// The database, and the installation's id beside it in a file, which survives the database.
+fn open_store(state: &Path) -> Result<Store, Problem> {
+    let file = state.join("installation");
+    let known = fs::read_to_string(&file).ok().and_then(|text| Installation::parse(text.trim()));
+    let store = Store::open(&state.join("banger.db"), known.clone()).map_err(problems::store)?;
+    if known.as_ref() != Some(store.installation()) {
+        let write = |e: std::io::Error| {
+            Problem::new(Code::Internal, format!("cannot write {}", file.display())).cause(&e)
+        };
+        fs::write(&file, format!("{}\n", store.installation())).map_err(write)?;
+    }
+    Ok(store)
+}
+
+fn private_folder(path: &Path) -> Result<(), Problem> {
+    let failed = |error: std::io::Error| {
+        Problem::new(Code::Internal, format!("cannot make the folder {}", path.display()))
+            .cause(&error)
+            .remedy("make it writable for this user, or set BANGER_HOME to a folder of your own")
+    };
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)
+}
+
+fn listen(run: &Path) -> Result<UnixListener, Problem> {
+    let failed = |error: &(dyn std::error::Error + 'static)| {
+        Problem::new(Code::Internal, format!("cannot listen in {}", run.display())).cause(error)
+    };
+    let name = "banger.sock";
+    let listening: OwnedFd = socket::listen(run, name).map_err(|e| failed(&e))?;
+    fs::set_permissions(run.join(name), fs::Permissions::from_mode(0o600))
+        .map_err(|e| failed(&e))?;
+    let listener = std::os::unix::net::UnixListener::from(listening);
+    listener.set_nonblocking(true).map_err(|e| failed(&e))?;
+    UnixListener::from_std(listener).map_err(|e| failed(&e))
+}

@@ -1,0 +1,206 @@
+//! Create: judge the request, see that image and kernel are there, record the VM, make what it holds for its life.
+
+use std::sync::Arc;
+
+use banger_api::vm::{CreateVm, State};
+use banger_api::{Code, Problem, Size, VmId, VmName};
+use banger_host::space;
+use banger_store::{ImageRecord, KernelRecord, StoreError, VmRecord};
+use jiff::Timestamp;
+
+use super::plan;
+use crate::config::HostSize;
+use crate::daemon::Daemon;
+use crate::ledger::{self, Scope};
+use crate::operations::Operation;
+use crate::{names, problems};
+
+/// Firecracker's limit, which a VM that is to move between VMMs keeps.
+const MOST_CPUS: u32 = 32;
+/// Less does not boot a distribution's kernel with its initramfs.
+const LEAST_MEMORY: Size = Size::mib(128);
+const LEAST_DISK: Size = Size::mib(256);
+/// ext4 with 4 KiB blocks and the layout that can be grown online.
+const MOST_DISK: Size = Size::gib(16 * 1024);
+/// A VM is not begun with less free space than this: it would fail soon in ways that are hard to read.
+const LEAST_FREE: Size = Size::mib(256);
+
+/// The sizes of a new VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Sizes {
+    cpus: u32,
+    memory: Size,
+    disk: Size,
+}
+
+impl Daemon {
+    /// Makes the VM's record and disk. `made` is told its id as soon as it is recorded.
+    ///
+    /// # Errors
+    /// What does not fit, or could not be made; then nothing is left.
+    pub async fn create(
+        self: &Arc<Self>,
+        request: &CreateVm,
+        operation: &Operation,
+        made: impl FnOnce(&VmId),
+    ) -> Result<VmRecord, Problem> {
+        let sizes = self.judge(request)?;
+        if let Some(name) = &request.name {
+            self.refuse_taken(name)?;
+        }
+        let image = self.image_for(request.image.as_ref(), operation).await?;
+        let kernel = self.kernel_for(request.kernel.as_ref(), operation).await?;
+        operation.stage("record", "recording the VM");
+        let (request, image_path) = (request.clone(), self.image_path(&image.digest));
+        let vm =
+            self.blocking(move |daemon| daemon.insert(&request, sizes, &image, &kernel)).await??;
+        made(&vm.id);
+        let id = vm.id.clone();
+        operation.stage("disk", "making its disk");
+        let made = self.blocking(move |daemon| daemon.make_disk(&vm, &image_path)).await?;
+        match made {
+            Ok(()) => self.record(&id),
+            Err(problem) => {
+                self.delete(&id, operation).await?;
+                Err(problem)
+            }
+        }
+    }
+
+    fn judge(&self, request: &CreateVm) -> Result<Sizes, Problem> {
+        let invalid = |text: String| Err(Problem::new(Code::Invalid, text));
+        let cpus = request.cpus.unwrap_or(self.config.cpus);
+        let memory = request.memory_bytes.unwrap_or(self.config.memory);
+        let disk = request.disk_bytes.unwrap_or(self.config.disk);
+        if cpus == 0 || cpus > MOST_CPUS {
+            return invalid(format!("cpus: {cpus} is not from 1 to {MOST_CPUS}"));
+        }
+        if memory < LEAST_MEMORY {
+            return invalid(format!(
+                "memory: {memory} is less than a guest needs, which is {LEAST_MEMORY}"
+            ));
+        }
+        let host = Size::bytes(HostSize::here().memory_bytes);
+        if memory > host {
+            return invalid(format!(
+                "memory: {memory} is more than this host has, which is {host}"
+            ));
+        }
+        if disk < LEAST_DISK || disk > MOST_DISK {
+            return invalid(format!("disk: {disk} is not from {LEAST_DISK} to {MOST_DISK}"));
+        }
+        if !disk.as_bytes().is_multiple_of(4096) {
+            return invalid(format!("disk: {disk} is not a whole number of 4 KiB blocks"));
+        }
+        let free = space::free_bytes(&self.folders.state).map_err(|e| problems::host(&e))?;
+        if free < LEAST_FREE.as_bytes() {
+            let message =
+                format!("{} has only {} free", self.folders.state.display(), Size::bytes(free));
+            return Err(Problem::new(Code::NoSpace, message).remedy(problems::FREE_SPACE));
+        }
+        Ok(Sizes { cpus, memory, disk })
+    }
+
+    fn refuse_taken(&self, name: &VmName) -> Result<(), Problem> {
+        let vms = self.store.vms().map_err(problems::store)?;
+        if vms.iter().any(|vm| &vm.name == name) { Err(taken(name)) } else { Ok(()) }
+    }
+
+    fn insert(
+        &self,
+        request: &CreateVm,
+        sizes: Sizes,
+        image: &ImageRecord,
+        kernel: &KernelRecord,
+    ) -> Result<VmRecord, Problem> {
+        let image_path = self.image_path(&image.digest);
+        let driver =
+            banger_storage::auto(banger_host::reflink_works(&image_path, &self.places.vms));
+        if driver.name() == "reflink" {
+            let least = std::fs::metadata(&image_path).map_or(0, |data| data.len());
+            if sizes.disk.as_bytes() < least {
+                let message = format!(
+                    "disk: {} is smaller than the image, which is {}",
+                    sizes.disk,
+                    Size::bytes(least)
+                );
+                return Err(Problem::new(Code::Invalid, message));
+            }
+        }
+        // An id or a made-up name that is there already is drawn again; a given name is the user's to change.
+        for _ in 0..20 {
+            let random =
+                |e: std::io::Error| Problem::new(Code::Internal, "no randomness").cause(&e);
+            let name = match &request.name {
+                Some(name) => name.clone(),
+                None => names::random().map_err(random)?,
+            };
+            let vm = VmRecord {
+                id: VmId::random().map_err(random)?,
+                name: name.clone(),
+                state: State::Stopped,
+                image: image.name.clone(),
+                image_digest: image.digest.clone(),
+                init: image.init.clone(),
+                kernel: kernel.name.clone(),
+                kernel_digest: kernel.digest.clone(),
+                cpus: sizes.cpus,
+                memory: sizes.memory,
+                disk: sizes.disk,
+                disk_driver: driver.name().to_owned(),
+                ephemeral: request.ephemeral,
+                created_at: Timestamp::now(),
+                started_at: None,
+                boot_id: None,
+                vmm: None,
+                problem: None,
+            };
+            let claims = plan::record_claims(&vm, &self.mark(&vm.id), driver, &image_path);
+            match self.store.insert_vm(&vm, &claims) {
+                Ok(()) => return Ok(vm),
+                Err(StoreError::Taken { .. }) if request.name.is_some() => {
+                    self.refuse_taken(&name)?
+                }
+                Err(StoreError::Taken { .. }) => {}
+                Err(error) => return Err(problems::store(error)),
+            }
+        }
+        Err(Problem::new(Code::Internal, "found no free name for the VM")
+            .remedy("give it one with --name"))
+    }
+
+    fn make_disk(&self, vm: &VmRecord, image: &std::path::Path) -> Result<(), Problem> {
+        let driver = self.driver(vm)?;
+        let claims = plan::record_claims(vm, &self.mark(&vm.id), driver, image);
+        ledger::acquire(self.host.as_ref(), &claims).map_err(|e| problems::host(&e))
+    }
+
+    /// The storage driver that the VM was created with.
+    pub(super) fn driver(
+        &self,
+        vm: &VmRecord,
+    ) -> Result<&'static dyn banger_storage::Driver, Problem> {
+        banger_storage::named(&vm.disk_driver).ok_or_else(|| {
+            let message = format!(
+                "VM {} has a disk of kind {:?}, which this banger does not know",
+                vm.name, vm.disk_driver
+            );
+            Problem::new(Code::Damaged, message)
+        })
+    }
+
+    /// Everything that the VM holds goes, and its record.
+    pub(super) fn release_all(&self, id: &VmId) -> Result<(), Problem> {
+        let left =
+            ledger::release(self.host.as_ref(), &self.store, id, Scope::All, State::Deleting, None);
+        match left.map_err(problems::store)? {
+            Some(problem) => Err(problem),
+            None => self.store.delete_vm(id).map_err(problems::store),
+        }
+    }
+}
+
+fn taken(name: &VmName) -> Problem {
+    Problem::new(Code::Conflict, format!("there is already a VM named {name}"))
+        .remedy(format!("use another name, or `banger vm delete {name}`"))
+}

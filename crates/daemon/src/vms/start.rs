@@ -1,0 +1,248 @@
+//! Start: record the plan, acquire it, wait for the guest's ready event. Whatever fails on the way ends in one release.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use banger_api::vm::State;
+use banger_api::{Code, Problem, VmId};
+use banger_host::Mark;
+use banger_store::VmRecord;
+use banger_vmm::channel::Serial;
+use banger_vmm::{Channel, ChannelError, Ready, Vmm};
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use super::plan::{self, Boot};
+use super::slot::Slot;
+use crate::daemon::Daemon;
+use crate::ledger::{self, Scope};
+use crate::logs;
+use crate::operations::Operation;
+use crate::problems;
+use crate::readiness::VmmProcess;
+
+impl Daemon {
+    /// Starts the VM and returns when its guest is ready. One that runs already is left alone.
+    ///
+    /// # Errors
+    /// What went wrong; the VM then holds nothing that runs and says the same in its record.
+    pub async fn start(
+        self: &Arc<Self>,
+        id: &VmId,
+        operation: &Operation,
+    ) -> Result<VmRecord, Problem> {
+        let slot = self.slots.of(id);
+        let _turn = slot.lock.lock().await;
+        let vm = self.record(id)?;
+        if vm.state == State::Running {
+            operation.note(format!("{} is running already", vm.name));
+            return Ok(vm);
+        }
+        self.release_run(id, State::Stopped, None).await?;
+        match self.start_locked(&vm, &slot, operation).await {
+            Ok(record) => Ok(record),
+            Err(problem) => Err(self.failed_start(&vm, problem).await),
+        }
+    }
+
+    async fn start_locked(
+        self: &Arc<Self>,
+        vm: &VmRecord,
+        slot: &Arc<Slot>,
+        operation: &Operation,
+    ) -> Result<VmRecord, Problem> {
+        let _boot = self.turn_to_boot(vm, slot, operation).await?;
+        operation.stage("plan", "planning");
+        let mark = self.mark(&vm.id);
+        let vmm = self.vmm().await;
+        let boot = self.boot_files(vm).await?;
+        let driver = self.driver(vm)?;
+        let run = plan::run_claims(vm, &mark, driver, &boot, &self.places, vmm.as_ref());
+        let first =
+            vm.started_at.is_none().then(|| plan::record_claims(vm, &mark, driver, &boot.image));
+        operation.stage("claims", "acquiring what it holds on the host");
+        let (id, name) = (vm.id.clone(), vmm.name());
+        self.blocking(move |daemon| {
+            daemon.store.begin_start(&id, &name, &run).map_err(problems::store)?;
+            // A VM that never ran may have been created by a daemon that died before its disk was made. One that ran
+            // has its disk, or has lost it, which must not pass for a new one.
+            let claims: Vec<_> = first.into_iter().flatten().chain(run).collect();
+            ledger::acquire(daemon.host.as_ref(), &claims).map_err(|e| problems::host(&e))
+        })
+        .await??;
+        operation.stage("boot", format!("booting {} ({})", vm.name, vmm.name()));
+        self.await_ready(vm, &mark, slot, vmm.as_ref(), operation).await
+    }
+
+    /// Waits for the guest's ready event, for its VMM's end, for the deadline, or for somebody who wants it to end.
+    pub(crate) async fn await_ready(
+        self: &Arc<Self>,
+        vm: &VmRecord,
+        mark: &Mark,
+        slot: &Arc<Slot>,
+        vmm: &dyn Vmm,
+        operation: &Operation,
+    ) -> Result<VmRecord, Problem> {
+        let within = self.config.deadlines.ready(self.translated().await);
+        let watched = self.watched(mark).await?.ok_or_else(|| ended(vm))?;
+        let socket = self.places.run_folder(mark).join(vmm.agent_socket());
+        let (channel, ready) = tokio::select! {
+            ready = Serial::connect(&socket, Instant::now() + within) => ready.map_err(|e| not_ready(vm, &e, within))?,
+            _ = watched.ended() => return Err(ended(vm)),
+            () = slot.ending() => return Err(cancelled(vm)),
+        };
+        operation.stage("finish", "recording that it runs");
+        self.is_ready(vm, slot, watched, Channel::Serial(channel), &ready).await
+    }
+
+    /// Records a guest that is ready and minds it from now on.
+    pub(crate) async fn is_ready(
+        self: &Arc<Self>,
+        vm: &VmRecord,
+        slot: &Arc<Slot>,
+        watched: VmmProcess,
+        channel: Channel,
+        ready: &Ready,
+    ) -> Result<VmRecord, Problem> {
+        let (id, boot_id) = (vm.id.clone(), ready.boot_id.clone());
+        let at = vm.boot_id.as_ref().filter(|known| **known == boot_id).and(vm.started_at);
+        let at = at.unwrap_or_else(Timestamp::now);
+        self.blocking(move |daemon| {
+            daemon.store.set_running(&id, &boot_id, at).map_err(problems::store)
+        })
+        .await??;
+        slot.channel.send_replace(Some(channel));
+        self.mind(vm.id.clone(), watched);
+        self.record(&vm.id)
+    }
+
+    /// A start that went wrong: releases what was made, then says why, with the console's last words.
+    pub(crate) async fn failed_start(self: &Arc<Self>, vm: &VmRecord, problem: Problem) -> Problem {
+        let (id, mark) = (vm.id.clone(), self.mark(&vm.id));
+        // First the VMM's end, so that its log is whole.
+        let left = self.release_run(&vm.id, State::Stopped, Some(&problem)).await;
+        let mut problem = match problem.code {
+            Code::Guest | Code::Timeout => logs::explain(problem, &self.places.log(&mark)),
+            _ => problem,
+        };
+        if let Err(left) = left {
+            return left.cause(&problem);
+        }
+        // The record keeps the explanation too. If that fails, the reader of this problem has it nevertheless.
+        let kept = problem.clone();
+        let recorded = self
+            .blocking(move |daemon| {
+                daemon.store.end_release(&id, &[], &[], State::Stopped, Some(&kept))
+            })
+            .await;
+        match recorded {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => problem = problem.cause(&error),
+            Err(error) => problem = problem.cause(&error),
+        }
+        problem
+    }
+
+    /// Releases what the VM holds from start to stop; nothing to release is fine.
+    pub(crate) async fn release_run(
+        self: &Arc<Self>,
+        id: &VmId,
+        state: State,
+        outcome: Option<&Problem>,
+    ) -> Result<(), Problem> {
+        let (id, outcome) = (id.clone(), outcome.cloned());
+        let left = self
+            .blocking(move |daemon| {
+                ledger::release(
+                    daemon.host.as_ref(),
+                    &daemon.store,
+                    &id,
+                    Scope::Run,
+                    state,
+                    outcome.as_ref(),
+                )
+            })
+            .await?
+            .map_err(problems::store)?;
+        left.map_or(Ok(()), Err)
+    }
+
+    /// The VM's VMM if it lives, as something whose end can be awaited.
+    pub(crate) async fn watched(
+        self: &Arc<Self>,
+        mark: &Mark,
+    ) -> Result<Option<VmmProcess>, Problem> {
+        let mark = mark.clone();
+        let found = self
+            .blocking(move |daemon| daemon.host.watch(&mark))
+            .await?
+            .map_err(|e| problems::host(&e))?;
+        found
+            .map(VmmProcess::new)
+            .transpose()
+            .map_err(|e| Problem::new(Code::Internal, "cannot watch the VMM").cause(&e))
+    }
+
+    async fn turn_to_boot(
+        &self,
+        vm: &VmRecord,
+        slot: &Slot,
+        operation: &Operation,
+    ) -> Result<tokio::sync::SemaphorePermit<'_>, Problem> {
+        if slot.is_ending() {
+            return Err(cancelled(vm));
+        }
+        if let Ok(permit) = self.boots.try_acquire() {
+            return Ok(permit);
+        }
+        operation
+            .stage("queue", format!("waiting: {} VMs boot at once", self.config.boots_at_once));
+        tokio::select! {
+            permit = self.boots.acquire() => permit.map_err(|e| Problem::new(Code::Internal, "no boot queue").cause(&e)),
+            () = slot.ending() => Err(cancelled(vm)),
+        }
+    }
+
+    async fn boot_files(self: &Arc<Self>, vm: &VmRecord) -> Result<Boot, Problem> {
+        let image = self.image_path(&vm.image_digest);
+        let kernel = self.kernel_path(&vm.kernel_digest);
+        for (what, name, path) in
+            [("image", vm.image.as_str(), &image), ("kernel", vm.kernel.as_str(), &kernel)]
+        {
+            if !path.exists() {
+                let message = format!(
+                    "the {what} {name} of VM {} is gone: {} is missing",
+                    vm.name,
+                    path.display()
+                );
+                return Err(Problem::new(Code::Damaged, message)
+                    .remedy(format!("make the {what} anew and create the VM again")));
+            }
+        }
+        let initramfs = self.initramfs(&vm.kernel_digest).await?;
+        Ok(Boot { image, kernel, initramfs })
+    }
+}
+
+fn ended(vm: &VmRecord) -> Problem {
+    Problem::new(Code::Guest, format!("VM {} ended before its guest was ready", vm.name))
+        .remedy(format!("`banger vm logs {}` shows all that it said", vm.name))
+}
+
+fn cancelled(vm: &VmRecord) -> Problem {
+    Problem::new(Code::Cancelled, format!("the start of VM {} was cancelled", vm.name))
+}
+
+fn not_ready(vm: &VmRecord, error: &ChannelError, within: Duration) -> Problem {
+    match error {
+        ChannelError::NotReady => {
+            let message =
+                format!("the guest of VM {} was not ready within {} s", vm.name, within.as_secs());
+            Problem::new(Code::Timeout, message)
+                .remedy(format!("`banger vm logs {}` shows how far it came", vm.name))
+        }
+        // The VMM's end closes its socket, and whichever is seen first.
+        ChannelError::Broken(_) => ended(vm),
+        _ => ended(vm).cause(error),
+    }
+}

@@ -1,0 +1,73 @@
+//! Minding a VM that runs: notice its VMM's end, and keep the way to its agent open.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use banger_api::VmId;
+use banger_api::vm::State;
+use banger_vmm::Channel;
+use banger_vmm::channel::Serial;
+use tokio::time::Instant;
+
+use super::slot::Slot;
+use crate::daemon::Daemon;
+use crate::readiness::VmmProcess;
+
+/// How long an agent whose connection broke may stay away before the next connection is tried.
+const REDIAL_DEADLINE: Duration = Duration::from_secs(3600);
+
+impl Daemon {
+    /// Minds the VM until its VMM ends, in a task of its own.
+    pub(crate) fn mind(self: &Arc<Self>, id: VmId, watched: VmmProcess) {
+        let daemon = Arc::clone(self);
+        drop(tokio::spawn(async move {
+            let slot = daemon.slots.of(&id);
+            tokio::select! {
+                _ = watched.ended() => {}
+                () = daemon.keep_connected(&id, &slot) => {}
+            }
+            daemon.has_ended(&id, &slot, &watched).await;
+        }));
+    }
+
+    /// Connects anew whenever the connection has ended. Returns only when the socket is gone.
+    async fn keep_connected(self: &Arc<Self>, id: &VmId, slot: &Slot) {
+        let socket = self.places.run_folder(&self.mark(id)).join(self.vmm().await.agent_socket());
+        loop {
+            let channel = slot.channel.borrow().clone();
+            if let Some(channel) = channel {
+                channel.closed().await;
+                slot.channel.send_replace(None);
+                tracing::warn!(vm = %id, "the connection to the agent has ended; connecting anew");
+            }
+            match Serial::connect(&socket, Instant::now() + REDIAL_DEADLINE).await {
+                Ok((channel, _)) => {
+                    slot.channel.send_replace(Some(Channel::Serial(channel)));
+                }
+                Err(error) => {
+                    tracing::warn!(vm = %id, %error, "cannot connect to the agent");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Waits for the VMM's end, then releases what it held, unless somebody else has done so.
+    async fn has_ended(self: &Arc<Self>, id: &VmId, slot: &Slot, watched: &VmmProcess) {
+        if let Err(error) = watched.ended().await {
+            tracing::error!(vm = %id, %error, "cannot watch the VMM");
+            return;
+        }
+        watched.process().reap();
+        let _turn = slot.lock.lock().await;
+        let still_ours = matches!(self.store.vm(id), Ok(Some(vm)) if vm.state == State::Running);
+        if !still_ours || matches!(self.watched(&self.mark(id)).await, Ok(Some(_))) {
+            return;
+        }
+        tracing::info!(vm = %id, "the VM has ended by itself");
+        if let Err(problem) = self.release_run(id, State::Stopped, None).await {
+            tracing::error!(vm = %id, %problem, "not everything could be released");
+        }
+        slot.channel.send_replace(None);
+    }
+}

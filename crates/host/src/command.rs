@@ -1,0 +1,136 @@
+//! The one place of this crate where programs are started: by absolute path, without a shell, their stderr kept.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use command_fds::{CommandFdExt, FdMapping};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::error::HostError;
+
+/// Where programs are looked for. The caller's PATH is not asked: what we run must not depend on a user's shell.
+const FOLDERS: [&str; 6] =
+    ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+
+/// The absolute path of a program.
+#[must_use]
+pub fn find(name: &str) -> Option<PathBuf> {
+    FOLDERS.iter().map(|folder| Path::new(folder).join(name)).find(|path| path.is_file())
+}
+
+/// Runs a program to its end and gives its stdout.
+///
+/// # Errors
+/// When it is not there, cannot be started, or ends with another status than 0 (then with its stderr).
+pub fn run(name: &str, args: &[&str]) -> Result<String, HostError> {
+    let act = || format!("run {name} {}", args.join(" "));
+    let program = find(name)
+        .ok_or_else(|| HostError::new(act(), io::Error::from(io::ErrorKind::NotFound)))?;
+    let output = new(&program)
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|e| HostError::new(act(), e))?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(HostError::because(act(), format!("{}: {}", output.status, said.trim())))
+}
+
+/// Runs a program to its end, or kills it at the deadline; gives whether its status was 0, and its stdout, which must fit
+/// a pipe (64 KiB).
+///
+/// # Errors
+/// When it cannot be started, or `TimedOut`.
+pub(crate) fn run_within(
+    program: &Path,
+    args: &[&str],
+    deadline: Duration,
+) -> io::Result<(bool, String)> {
+    let mut child = new(program)
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let pid = i32::try_from(child.id())
+        .ok()
+        .and_then(rustix::process::Pid::from_raw)
+        .ok_or(io::ErrorKind::InvalidData)?;
+    let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?;
+    let timeout = Timespec::try_from(deadline).map_err(io::Error::other)?;
+    let ended = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout))?;
+    if ended == 0 {
+        child.kill()?;
+    }
+    let output = child.wait_with_output()?;
+    if ended == 0 {
+        return Err(io::ErrorKind::TimedOut.into());
+    }
+    Ok((output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned()))
+}
+
+/// Makes an ext4 filesystem of the whole file, which must be new: its holes are taken for zeroes.
+pub(crate) fn mke2fs(file: &Path) -> Result<(), HostError> {
+    let file = file
+        .to_str()
+        .ok_or_else(|| HostError::because("format a disk", "its path is not UTF-8"))?;
+    // `-m 0`: no blocks kept for root, who is everyone in here. `assume_storage_prezeroed` (e2fsprogs 1.47): without it
+    // the guest's kernel would write zeroes over all inode tables in the background, and the file would not stay sparse.
+    let options = "assume_storage_prezeroed=1,lazy_journal_init=1,nodiscard,root_owner=0:0";
+    run("mke2fs", &["-q", "-F", "-t", "ext4", "-L", "banger-disk", "-m", "0", "-E", options, file])
+        .map(drop)
+}
+
+/// A process that lives on when this one ends.
+#[derive(Debug)]
+pub(crate) struct Detached<'a> {
+    pub(crate) program: &'a Path,
+    /// What it is called in /proc/PID/cmdline: the name that we find it by.
+    pub(crate) argv0: &'a str,
+    pub(crate) args: &'a [String],
+    pub(crate) stdin: Stdio,
+    pub(crate) stdout: Stdio,
+    pub(crate) stderr: Stdio,
+    /// Become fds `first_fd`, `first_fd + 1`, …
+    pub(crate) fds: Vec<OwnedFd>,
+    pub(crate) first_fd: i32,
+}
+
+impl Detached<'_> {
+    /// Returns when the program has been executed, or could not be. It has a session of its own, so that no terminal's
+    /// Ctrl-C reaches it.
+    #[expect(
+        unsafe_code,
+        reason = "pre_exec is unsafe: between fork and exec only async-signal-safe calls are allowed"
+    )]
+    pub(crate) fn spawn(self) -> io::Result<Child> {
+        let mut command = new(self.program);
+        command.arg0(OsStr::new(self.argv0)).args(self.args);
+        command.stdin(self.stdin).stdout(self.stdout).stderr(self.stderr).current_dir("/");
+        let mappings = (self.first_fd..)
+            .zip(self.fds)
+            .map(|(child_fd, parent_fd)| FdMapping { parent_fd, child_fd })
+            .collect();
+        command.fd_mappings(mappings).map_err(io::Error::other)?;
+        // SAFETY: setsid(2) is async-signal-safe (signal-safety(7)), and the closure neither allocates nor locks.
+        unsafe {
+            command.pre_exec(|| {
+                rustix::process::setsid()?;
+                Ok(())
+            });
+        }
+        command.spawn()
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "this file is where this crate starts programs")]
+fn new(program: &Path) -> Command {
+    Command::new(program)
+}

@@ -1,0 +1,140 @@
+//! A VMM's process and the one that keeps its log bounded. Both outlive the daemon; both are found by their `argv[0]`.
+//!
+//! ```text
+//! banger-vmm:MARK  (QEMU)  stdout, stderr ──pipe──► banger-log:MARK ──► console.log
+//! ```
+//! The log's process ends by itself when the pipe does. The VMM gets its listening sockets as open fds, so they can be
+//! connected to as soon as it is started and nobody waits for a file to appear.
+
+use std::io;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde::{Deserialize, Serialize};
+
+use crate::command::Detached;
+use crate::error::HostError;
+use crate::mark::Mark;
+use crate::process::{self, Children, Watched};
+use crate::{Places, command, socket};
+
+const VMM: &str = "banger-vmm:";
+const LOG: &str = "banger-log:";
+
+/// The first fd at which a VMM finds its listening sockets, in the order of [`Vmm::sockets`].
+pub const VMM_FIRST_FD: i32 = 3;
+
+/// How long a killed VMM has to be gone: freeing the memory of a large guest takes the kernel seconds.
+const KILL_DEADLINE: Duration = Duration::from_secs(20);
+/// How long the log's process has to write down the rest.
+const LOG_DEADLINE: Duration = Duration::from_secs(2);
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vmm {
+    pub mark: Mark,
+    /// A program's name, looked for in the system's folders, or an absolute path.
+    pub program: PathBuf,
+    pub args: Vec<String>,
+    /// Names of listening unix sockets in the run folder; the program gets them as open fds.
+    pub sockets: Vec<String>,
+    /// The log is at most this long, in bytes: the newer half in the log, the older half beside it.
+    pub log_limit_bytes: u64,
+}
+
+pub(crate) fn acquire(
+    vmm: &Vmm,
+    places: &Places,
+    log_writer: &(PathBuf, Vec<String>),
+    children: &Children,
+) -> Result<(), HostError> {
+    let program = program(&vmm.program)?;
+    let failed = |cause: io::Error| HostError::new(format!("start {}", program.display()), cause);
+    if watch(&vmm.mark)?.is_some() {
+        return Ok(());
+    }
+    let run_folder = places.run_folder(&vmm.mark);
+    let mut fds = Vec::new();
+    for name in &vmm.sockets {
+        fds.push(socket::listen(&run_folder, name)?);
+    }
+    let (read_end, write_end) = io::pipe().map_err(failed)?;
+    let (log_program, log_args) = log_writer;
+    let mut args = log_args.clone();
+    args.push(places.log(&vmm.mark).to_string_lossy().into_owned());
+    args.push(vmm.log_limit_bytes.to_string());
+    let log = Detached {
+        program: log_program,
+        argv0: &format!("{LOG}{}", vmm.mark),
+        args: &args,
+        stdin: read_end.into(),
+        stdout: Stdio::null(),
+        stderr: Stdio::null(),
+        fds: Vec::new(),
+        first_fd: VMM_FIRST_FD,
+    };
+    children.add(&log.spawn().map_err(failed)?).map_err(failed)?;
+    let started = Detached {
+        program: &program,
+        argv0: &format!("{VMM}{}", vmm.mark),
+        args: &vmm.args,
+        stdin: Stdio::null(),
+        stdout: write_end.try_clone().map_err(failed)?.into(),
+        stderr: write_end.into(),
+        fds,
+        first_fd: VMM_FIRST_FD,
+    };
+    children.add(&started.spawn().map_err(failed)?).map_err(failed)
+}
+
+pub(crate) fn release(mark: &Mark, children: &Children) -> Result<(), HostError> {
+    let vmm = end(mark, VMM, KILL_DEADLINE, true);
+    let log = end(mark, LOG, LOG_DEADLINE, false);
+    children.reap();
+    vmm.and(log)
+}
+
+/// Ends every process of this name: at once if `kill`, else when it has not ended by itself by the deadline.
+fn end(mark: &Mark, prefix: &str, deadline: Duration, kill: bool) -> Result<(), HostError> {
+    let name = format!("{prefix}{mark}");
+    let failed = |cause: io::Error| HostError::new(format!("end the process {name}"), cause);
+    for found in process::find(&name).map_err(failed)? {
+        if !kill && found.wait(deadline).is_ok() {
+            continue;
+        }
+        found.signal(Signal::KILL).map_err(failed)?;
+        found.wait(deadline).map_err(failed)?;
+    }
+    Ok(())
+}
+
+pub(crate) fn watch(mark: &Mark) -> Result<Option<Watched>, HostError> {
+    let name = format!("{VMM}{mark}");
+    let found = process::find(&name)
+        .map_err(|e| HostError::new(format!("look for the process {name}"), e))?;
+    Ok(found.into_iter().next())
+}
+
+/// The marks of all processes of ours, VMMs and their logs.
+pub(crate) fn marked() -> Result<Vec<Mark>, HostError> {
+    let failed = |cause: io::Error| HostError::new("look for processes", cause);
+    let mut marks = Vec::new();
+    for prefix in [VMM, LOG] {
+        let names = process::names(prefix).map_err(failed)?;
+        marks.extend(names.iter().filter_map(|name| Mark::parse(&name[prefix.len()..])));
+    }
+    Ok(marks)
+}
+
+fn program(wanted: &std::path::Path) -> Result<PathBuf, HostError> {
+    if wanted.is_absolute() {
+        return Ok(wanted.to_owned());
+    }
+    wanted.to_str().and_then(command::find).ok_or_else(|| {
+        HostError::new(
+            format!("start {}", wanted.display()),
+            io::Error::from(io::ErrorKind::NotFound),
+        )
+    })
+}

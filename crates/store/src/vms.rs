@@ -1,0 +1,265 @@
+//! VMs and their ledger.
+
+use banger_api::vm::State;
+use banger_api::{ImageName, KernelName, Problem, Size, VmId, VmName};
+use banger_host::{Claim, Life};
+use jiff::Timestamp;
+use rusqlite::{OptionalExtension, Row, Transaction, named_params, params};
+
+use crate::Store;
+use crate::columns::{
+    from_word, integer, json, number, optional_json, optional_text, text, to_json, to_word,
+};
+use crate::error::StoreError;
+
+/// A VM as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmRecord {
+    pub id: VmId,
+    pub name: VmName,
+    pub state: State,
+    pub image: ImageName,
+    /// What it boots, whatever the name means today.
+    pub image_digest: String,
+    pub init: Option<String>,
+    pub kernel: KernelName,
+    pub kernel_digest: String,
+    pub cpus: u32,
+    pub memory: Size,
+    pub disk: Size,
+    /// `overlay` or `reflink`: how its disk was made.
+    pub disk_driver: String,
+    pub ephemeral: bool,
+    pub created_at: Timestamp,
+    pub started_at: Option<Timestamp>,
+    pub boot_id: Option<String>,
+    pub vmm: Option<String>,
+    pub problem: Option<Problem>,
+}
+
+/// A row of the ledger.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecordedClaim {
+    pub sequence: i64,
+    pub claim: Claim,
+    /// Why it could not be released, if that was tried.
+    pub problem: Option<String>,
+}
+
+impl Store {
+    /// Records a new VM with all the claims it holds from create to delete.
+    ///
+    /// # Errors
+    /// `Taken` when the name or the id is.
+    pub fn insert_vm(&self, vm: &VmRecord, claims: &[Claim]) -> Result<(), StoreError> {
+        self.transaction("record the VM", |t| {
+            t.execute(
+                "INSERT INTO vms VALUES (:id, :name, :state, :image, :image_digest, :init, :kernel, :kernel_digest,
+                 :cpus, :memory, :disk, :disk_driver, :ephemeral, :created_at, NULL, NULL, NULL, NULL)",
+                named_params! {
+                    ":id": vm.id.as_str(),
+                    ":name": vm.name.as_str(),
+                    ":state": to_word(&vm.state)?,
+                    ":image": vm.image.as_str(),
+                    ":image_digest": vm.image_digest,
+                    ":init": vm.init,
+                    ":kernel": vm.kernel.as_str(),
+                    ":kernel_digest": vm.kernel_digest,
+                    ":cpus": vm.cpus,
+                    ":memory": integer(vm.memory.as_bytes())?,
+                    ":disk": integer(vm.disk.as_bytes())?,
+                    ":disk_driver": vm.disk_driver,
+                    ":ephemeral": vm.ephemeral,
+                    ":created_at": vm.created_at.to_string(),
+                },
+            )?;
+            insert_claims(t, &vm.id, claims)
+        })
+    }
+
+    /// All VMs, by name.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn vms(&self) -> Result<Vec<VmRecord>, StoreError> {
+        self.read("list the VMs", |c| {
+            c.prepare_cached("SELECT * FROM vms ORDER BY name")?.query_map([], vm)?.collect()
+        })
+    }
+
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn vm(&self, id: &VmId) -> Result<Option<VmRecord>, StoreError> {
+        self.read("read the VM", |c| {
+            c.prepare_cached("SELECT * FROM vms WHERE id = ?1")?
+                .query_row([id.as_str()], vm)
+                .optional()
+        })
+    }
+
+    /// A start begins: the state and every claim of the run, before the first is made.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub fn begin_start(&self, id: &VmId, vmm: &str, claims: &[Claim]) -> Result<(), StoreError> {
+        self.transaction("record the start", |t| {
+            t.execute(
+                "UPDATE vms SET state = ?2, vmm = ?3, boot_id = NULL, problem = NULL WHERE id = ?1",
+                params![id.as_str(), to_word(&State::Starting)?, vmm],
+            )?;
+            insert_claims(t, id, claims)
+        })
+    }
+
+    /// The guest is ready.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub fn set_running(&self, id: &VmId, boot_id: &str, at: Timestamp) -> Result<(), StoreError> {
+        self.transaction("record that the VM runs", |t| {
+            t.execute(
+                "UPDATE vms SET state = ?2, boot_id = ?3, started_at = ?4, problem = NULL WHERE id = ?1",
+                params![id.as_str(), to_word(&State::Running)?, boot_id, at.to_string()],
+            )
+            .map(drop)
+        })
+    }
+
+    /// A state on the way, with nothing else changed.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub fn set_state(&self, id: &VmId, state: State) -> Result<(), StoreError> {
+        self.transaction("record the VM's state", |t| {
+            t.execute(
+                "UPDATE vms SET state = ?2 WHERE id = ?1",
+                params![id.as_str(), to_word(&state)?],
+            )
+            .map(drop)
+        })
+    }
+
+    /// It is no longer tied to the session that made it.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub fn keep(&self, id: &VmId) -> Result<(), StoreError> {
+        self.transaction("record that the VM is kept", |t| {
+            t.execute("UPDATE vms SET ephemeral = 0 WHERE id = ?1", [id.as_str()]).map(drop)
+        })
+    }
+
+    /// The ledger of a VM, in the order in which its claims are made.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn claims(&self, id: &VmId) -> Result<Vec<RecordedClaim>, StoreError> {
+        self.read("read the ledger", |c| {
+            c.prepare_cached(
+                "SELECT sequence, claim, problem FROM claims WHERE vm = ?1 ORDER BY sequence",
+            )?
+            .query_map([id.as_str()], |row| {
+                Ok(RecordedClaim {
+                    sequence: row.get("sequence")?,
+                    claim: json(row, "claim")?,
+                    problem: row.get("problem")?,
+                })
+            })?
+            .collect()
+        })
+    }
+
+    /// All claims of all VMs.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn all_claims(&self) -> Result<Vec<Claim>, StoreError> {
+        self.read("read the ledger", |c| {
+            c.prepare_cached("SELECT claim FROM claims ORDER BY vm, sequence")?
+                .query_map([], |row| json(row, "claim"))?
+                .collect()
+        })
+    }
+
+    /// The end of a teardown: released claims leave the ledger, the others keep their cause, and the VM is in `state`.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub fn end_release(
+        &self,
+        id: &VmId,
+        released: &[i64],
+        failed: &[(i64, String)],
+        state: State,
+        problem: Option<&Problem>,
+    ) -> Result<(), StoreError> {
+        self.transaction("record what was released", |t| {
+            for sequence in released {
+                t.execute(
+                    "DELETE FROM claims WHERE vm = ?1 AND sequence = ?2",
+                    params![id.as_str(), sequence],
+                )?;
+            }
+            for (sequence, cause) in failed {
+                t.execute(
+                    "UPDATE claims SET problem = ?3 WHERE vm = ?1 AND sequence = ?2",
+                    params![id.as_str(), sequence, cause],
+                )?;
+            }
+            t.execute(
+                "UPDATE vms SET state = ?2, problem = ?3, boot_id = NULL, vmm = NULL WHERE id = ?1",
+                params![id.as_str(), to_word(&state)?, problem.map(to_json).transpose()?],
+            )
+            .map(drop)
+        })
+    }
+
+    /// The VM's record goes, when its ledger is empty.
+    ///
+    /// # Errors
+    /// `Taken` when claims are left.
+    pub fn delete_vm(&self, id: &VmId) -> Result<(), StoreError> {
+        self.transaction("delete the VM's record", |t| {
+            t.execute("DELETE FROM vms WHERE id = ?1", [id.as_str()]).map(drop)
+        })
+    }
+}
+
+fn insert_claims(t: &Transaction<'_>, id: &VmId, claims: &[Claim]) -> rusqlite::Result<()> {
+    let next: i64 = t.query_row(
+        "SELECT coalesce(max(sequence), 0) + 1 FROM claims WHERE vm = ?1",
+        [id.as_str()],
+        |row| row.get(0),
+    )?;
+    for (sequence, claim) in (next..).zip(claims) {
+        let life: Life = claim.life();
+        t.execute(
+            "INSERT INTO claims VALUES (?1, ?2, ?3, ?4, NULL)",
+            params![id.as_str(), sequence, to_word(&life)?, to_json(claim)?],
+        )?;
+    }
+    Ok(())
+}
+
+fn vm(row: &Row<'_>) -> rusqlite::Result<VmRecord> {
+    Ok(VmRecord {
+        id: text(row, "id")?,
+        name: text(row, "name")?,
+        state: from_word(row, "state")?,
+        image: text(row, "image")?,
+        image_digest: row.get("image_digest")?,
+        init: row.get("init")?,
+        kernel: text(row, "kernel")?,
+        kernel_digest: row.get("kernel_digest")?,
+        cpus: number(row, "cpus")?,
+        memory: Size::bytes(number(row, "memory_bytes")?),
+        disk: Size::bytes(number(row, "disk_bytes")?),
+        disk_driver: row.get("disk_driver")?,
+        ephemeral: row.get("ephemeral")?,
+        created_at: text(row, "created_at")?,
+        started_at: optional_text(row, "started_at")?,
+        boot_id: row.get("boot_id")?,
+        vmm: row.get("vmm")?,
+        problem: optional_json(row, "problem")?,
+    })
+}

@@ -1,0 +1,193 @@
+//! QEMU's `microvm` machine: the VMM for hosts whose KVM runs no guest (then by TCG, QEMU's translator), and for any host
+//! without Firecracker.
+//!
+//! The agent's channel is a virtio-serial port, since a vhost-user-vsock device would make the VM impossible to snapshot.
+
+use banger_host::{Claim, Mark, VMM_FIRST_FD};
+
+use crate::{Machine, Vmm};
+
+/// How QEMU executes the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accelerator {
+    /// On the processor, through /dev/kvm.
+    Kvm,
+    /// Translated; `tsc_khz` is the host's, which is also the guest's.
+    Tcg { tsc_khz: u64 },
+}
+
+#[derive(Debug, Clone)]
+pub struct Qemu {
+    pub accelerator: Accelerator,
+}
+
+/// The program's name in Debian's and Ubuntu's packages.
+pub const PROGRAM: &str = "qemu-system-x86_64";
+
+const AGENT_SOCKET: &str = "agent.sock";
+
+impl Vmm for Qemu {
+    fn name(&self) -> String {
+        match self.accelerator {
+            Accelerator::Kvm => "qemu (kvm)".into(),
+            Accelerator::Tcg { .. } => "qemu (tcg)".into(),
+        }
+    }
+
+    fn claims(&self, machine: &Machine) -> Vec<Claim> {
+        let mark: Mark = machine.mark.clone();
+        vec![
+            Claim::RunFolder { mark: mark.clone() },
+            Claim::Vmm(banger_host::Vmm {
+                mark,
+                program: PROGRAM.into(),
+                args: self.arguments(machine, &format!("fd={VMM_FIRST_FD}")),
+                sockets: vec![AGENT_SOCKET.into()],
+                log_limit_bytes: machine.log_limit_bytes,
+            }),
+        ]
+    }
+
+    fn agent_socket(&self) -> &'static str {
+        AGENT_SOCKET
+    }
+}
+
+impl Qemu {
+    /// QEMU's arguments. `agent_address` is where the agent's socket listens: `fd=N` or `path=FILE`.
+    #[must_use]
+    pub fn arguments(&self, machine: &Machine, agent_address: &str) -> Vec<String> {
+        let mut args = Arguments::default();
+        args.flag("-nodefaults").flag("-no-user-config").flag("-no-reboot");
+        args.pair("-display", "none").pair("-monitor", "none");
+        args.pair("-name", &machine.mark.to_string());
+        args.pair("-machine", "microvm,acpi=on,rtc=on");
+        match self.accelerator {
+            Accelerator::Kvm => args.pair("-accel", "kvm").pair("-cpu", "host"),
+            // Nehalem is x86-64-v2, which current distributions are built for; rdrand seeds the guest's randomness at
+            // once. 128 MiB of translated code is enough for a booting systemd, and QEMU takes 1 GiB if not told.
+            Accelerator::Tcg { .. } => args
+                .pair("-accel", "tcg,thread=multi,tb-size=128")
+                .pair("-cpu", "Nehalem,+rdrand,+rdseed"),
+        };
+        args.pair("-smp", &machine.cpus.to_string());
+        args.pair("-m", &format!("{}M", machine.memory_mib));
+        args.pair("-kernel", &machine.kernel.to_string_lossy());
+        args.pair("-initrd", &machine.initramfs.to_string_lossy());
+        args.pair("-append", &self.kernel_words(machine).join(" "));
+        // The console goes to stdout, which the log's process reads.
+        args.pair("-chardev", "file,id=console,path=/dev/stdout")
+            .pair("-serial", "chardev:console");
+        for (index, drive) in machine.drives.iter().enumerate() {
+            // QEMU takes a comma in a value when it is doubled.
+            let path = drive.path.to_string_lossy().replace(',', ",,");
+            let read_only = if drive.read_only { "on" } else { "off" };
+            args.pair(
+                "-blockdev",
+                &format!(
+                    "driver=raw,node-name=drive{index},read-only={read_only},discard=unmap,\
+                     file.driver=file,file.filename={path}"
+                ),
+            );
+            args.pair(
+                "-device",
+                &format!("virtio-blk-device,drive=drive{index},serial={}", drive.serial),
+            );
+        }
+        args.pair("-device", "virtio-serial-device");
+        args.pair("-chardev", &format!("socket,id=agent,{agent_address},server=on,wait=off"));
+        args.pair(
+            "-device",
+            &format!("virtserialport,chardev=agent,name={}", banger_api::channel::PORT_NAME),
+        );
+        args.pair("-device", "virtio-rng-device");
+        args.0
+    }
+
+    fn kernel_words(&self, machine: &Machine) -> Vec<String> {
+        // `reboot=t panic=-1` with QEMU's -no-reboot: a guest that panics ends its VMM at once, and the console's last
+        // lines say why.
+        let mut words: Vec<String> =
+            ["console=ttyS0", "quiet", "reboot=t", "panic=-1", "random.trust_cpu=on"]
+                .map(String::from)
+                .into();
+        if let Accelerator::Tcg { tsc_khz } = self.accelerator {
+            // Without the rate the kernel calibrates against a timer that is not there and then waits for ticks that do
+            // not come. `lpj` at HZ=250 is the rate divided by 250 (Documentation/admin-guide/kernel-parameters.txt).
+            words.push(format!("tsc_early_khz={tsc_khz}"));
+            words.push("no_timer_check".into());
+            words.push(format!("lpj={}", tsc_khz * 4));
+            // Mitigations cost a translated guest much and protect nothing: it shares no predictor with its host's code.
+            words.push("mitigations=off".into());
+        }
+        words.extend(machine.agent_words.iter().cloned());
+        words
+    }
+}
+
+#[derive(Debug, Default)]
+struct Arguments(Vec<String>);
+
+impl Arguments {
+    fn flag(&mut self, name: &str) -> &mut Self {
+        self.0.push(name.to_owned());
+        self
+    }
+
+    fn pair(&mut self, name: &str, value: &str) -> &mut Self {
+        self.flag(name).flag(value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use banger_storage::{Driver, Overlay};
+
+    use super::*;
+
+    fn machine() -> Machine {
+        Machine {
+            mark: Mark::parse("bg0000-11111111").unwrap(),
+            cpus: 2,
+            memory_mib: 512,
+            kernel: "/kernels/vmlinux".into(),
+            initramfs: "/cache/initramfs.cpio".into(),
+            agent_words: vec!["banger.name=one".into()],
+            drives: Overlay.drives("/images/a,b.ext4".as_ref(), "/vms/disk.ext4".as_ref()),
+            log_limit_bytes: 1 << 20,
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_this() {
+        let qemu = Qemu { accelerator: Accelerator::Tcg { tsc_khz: 2_600_000 } };
+        let shown = qemu.arguments(&machine(), "fd=3").join("\n") + "\n";
+        snapbox::assert_data_eq!(shown, snapbox::file!["snapshots/qemu_arguments.txt"]);
+    }
+
+    #[test]
+    fn a_comma_in_a_path_does_not_end_the_option() {
+        let qemu = Qemu { accelerator: Accelerator::Kvm };
+        let args = qemu.arguments(&machine(), "fd=3");
+        assert!(
+            args.iter().any(|arg| arg.ends_with("file.filename=/images/a,,b.ext4")),
+            "{args:?}"
+        );
+    }
+
+    #[test]
+    fn kvm_guests_calibrate_their_own_clock() {
+        let qemu = Qemu { accelerator: Accelerator::Kvm };
+        assert!(
+            !qemu.arguments(&machine(), "fd=3").iter().any(|arg| arg.contains("tsc_early_khz"))
+        );
+    }
+
+    #[test]
+    fn what_a_run_holds_is_released_by_stop() {
+        let qemu = Qemu { accelerator: Accelerator::Kvm };
+        for claim in qemu.claims(&machine()) {
+            assert_eq!(claim.life(), banger_host::Life::Run);
+        }
+    }
+}
