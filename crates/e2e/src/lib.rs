@@ -1,1 +1,31 @@
+//! The language in which tests of the whole program are written: first the world, then the act, then what is seen.
+//!
+//! ```ignore
+//! in_world(|world| {
+//!     world.banger(["vm", "run", "--rm", "--", "uname", "-r"]).succeeds().prints("cloud-amd64");
+//! });
+//! ```
+//! A world is a banger of its own: its own folders, daemon and installation, with a kernel and images that were made
+//! once. When the test's body is done, the world asserts that nothing of it is left on the host, whatever the test was
+//! about; when the body panics, the world is taken down and its logs are shown.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(clippy::print_stdout, reason = "a failed test says where to look")]
 
+mod outcome;
+mod processes;
+mod programs;
+mod template;
+mod terminal;
+mod world;
+
+pub use outcome::Outcome;
+pub use processes::{processes_marked, wait_until};
+pub use terminal::Terminal;
+pub use world::{Background, World, in_world};
+
+/// Name of the image that boots to systemd: the default one.
+pub const SYSTEMD: &str = "debian:bookworm";
+/// Name of an image that holds busybox and no init: the agent does an init's duty.
+pub const BUSYBOX: &str = "busybox";
+/// Name of an image whose init ends at once, which makes its kernel panic.
+pub const PANICKING: &str = "panicking";

@@ -1,0 +1,291 @@
+//! A banger of a test's own, and what can be done and seen in it.
+
+use std::fs;
+use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::outcome::Outcome;
+use crate::processes::{processes_marked, wait_until};
+use crate::programs::{built, new};
+use crate::template;
+use crate::terminal::Terminal;
+
+/// A banger of its own. Made by [`in_world`].
+#[derive(Debug)]
+pub struct World {
+    home: PathBuf,
+    bin: PathBuf,
+    installation: String,
+}
+
+/// Runs a test's body in a new world, then takes the world down and asserts that nothing of it is left on the host.
+pub fn in_world(body: impl FnOnce(&World)) {
+    let folder = tempfile::Builder::new().prefix("banger-e2e-").tempdir().unwrap();
+    let world = World::copy_template(folder.path());
+    match catch_unwind(AssertUnwindSafe(|| {
+        body(&world);
+        world.delete_all();
+        world.nothing_is_left();
+    })) {
+        Ok(()) => world.take_down(),
+        Err(panic) => {
+            world.show_logs();
+            world.take_down();
+            resume_unwind(panic);
+        }
+    }
+}
+
+impl World {
+    /// Hard links to the template's artifacts, a copy of its database, and an installation id of its own.
+    fn copy_template(folder: &Path) -> Self {
+        let template = template::home();
+        let home = folder.join("home");
+        for part in ["state/images", "state/kernels", "cache"] {
+            fs::create_dir_all(home.join(part)).unwrap();
+            link_tree(&template.join(part), &home.join(part));
+        }
+        for file in ["banger.db", "banger.db-wal"] {
+            // Without a write-ahead log all is in the database itself.
+            if template.join("state").join(file).exists() {
+                fs::copy(template.join("state").join(file), home.join("state").join(file)).unwrap();
+            }
+        }
+        let installation = banger_api::ids::random_text(4).unwrap();
+        let database = rusqlite::Connection::open(home.join("state/banger.db")).unwrap();
+        database.execute("UPDATE installation SET id = ?1", [&installation]).unwrap();
+        Self { home, bin: built(), installation }
+    }
+
+    /// `banger ARGS…`, to its end.
+    #[must_use]
+    pub fn banger<const N: usize>(&self, args: [&str; N]) -> Outcome {
+        self.banger_with(&args, b"")
+    }
+
+    /// `banger ARGS…` with this stdin, to its end.
+    #[must_use]
+    pub fn banger_with(&self, args: &[&str], stdin: &[u8]) -> Outcome {
+        let mut child = self.spawn(args);
+        let mut input = child.stdin.take().unwrap();
+        let stdin = stdin.to_vec();
+        // It may end without reading all: then the rest is not its concern.
+        let writer = std::thread::spawn(move || drop(input.write_all(&stdin)));
+        let output = child.wait_with_output().unwrap();
+        writer.join().unwrap();
+        Outcome::new(format!("banger {}", args.join(" ")), output)
+    }
+
+    /// `banger ARGS…` that goes on while the test does.
+    #[must_use]
+    pub fn background(&self, args: &[&str]) -> Background {
+        Background { child: self.spawn(args), command: format!("banger {}", args.join(" ")) }
+    }
+
+    fn spawn(&self, args: &[&str]) -> Child {
+        let mut command = new(self.bin.join("banger"));
+        command.args(args).env("BANGER_HOME", &self.home).env_remove("NO_COLOR");
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// `banger ARGS…` at a terminal of this size.
+    #[must_use]
+    pub fn terminal(&self, args: &[&str], rows: u16, columns: u16) -> Terminal {
+        let mut command = new("setsid");
+        command.args(["--ctty", "--wait"]).arg(self.bin.join("banger")).args(args);
+        command.env("BANGER_HOME", &self.home).env("TERM", "xterm").env("NO_COLOR", "1");
+        Terminal::open(command, rows, columns)
+    }
+
+    /// Any program in this world's environment, `banger` first in its PATH, to its end.
+    #[must_use]
+    pub fn program(&self, program: &str, args: &[&str]) -> Outcome {
+        let path = format!("{}:{}", self.bin.display(), std::env::var("PATH").unwrap());
+        let output = new(program).args(args).env("BANGER_HOME", &self.home).env("PATH", path).output().unwrap();
+        Outcome::new(format!("{program} {}", args.join(" ")), output)
+    }
+
+    #[must_use]
+    pub fn home(&self) -> &Path {
+        &self.home
+    }
+
+    /// A running VM of this image and name.
+    #[track_caller]
+    pub fn start(&self, image: &str, name: &str) {
+        self.banger(["vm", "run", "-d", "--image", image, "--memory", "512M", "--name", name]).succeeds();
+    }
+
+    /// What `vm show` says of it.
+    #[must_use]
+    #[track_caller]
+    pub fn vm(&self, name: &str) -> serde_json::Value {
+        self.banger(["vm", "show", name, "--format", "json"]).succeeds().json()
+    }
+
+    /// Every VM there is.
+    #[must_use]
+    #[track_caller]
+    pub fn vms(&self) -> Vec<serde_json::Value> {
+        let listed = self.banger(["vm", "list", "--format", "json"]).succeeds().json();
+        listed.as_array().unwrap().clone()
+    }
+
+    #[must_use]
+    #[track_caller]
+    pub fn state(&self, name: &str) -> String {
+        self.vm(name)["state"].as_str().unwrap().to_owned()
+    }
+
+    /// Waits until the VM is in this state.
+    #[track_caller]
+    pub fn wait_for_state(&self, name: &str, state: &str, most: Duration) {
+        wait_until(&format!("{name} is {state}"), most, || self.state(name) == state);
+    }
+
+    /// The folder of a VM: its disk and its logs.
+    #[must_use]
+    pub fn vm_folder(&self, name: &str) -> PathBuf {
+        let id = self.vm(name)["id"].as_str().unwrap().to_owned();
+        self.home.join("state/vms").join(format!("bg{}-{id}", self.installation))
+    }
+
+    #[must_use]
+    #[track_caller]
+    pub fn daemon_pid(&self) -> Pid {
+        let status = self.banger(["daemon", "status", "--format", "json"]).succeeds().json();
+        Pid::from_raw(i32::try_from(status["pid"].as_i64().unwrap()).unwrap()).unwrap()
+    }
+
+    /// The daemon dies without a chance to do anything.
+    #[track_caller]
+    pub fn kill_daemon(&self) {
+        let pid = self.daemon_pid();
+        kill_process(pid, Signal::KILL).unwrap();
+        wait_until("the daemon is gone", Duration::from_secs(5), || {
+            fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default().is_empty()
+        });
+    }
+
+    /// Pids of this world's VMMs.
+    #[must_use]
+    pub fn vmm_pids(&self) -> Vec<Pid> {
+        let mark = format!("banger-vmm:bg{}-", self.installation);
+        let mut pids = Vec::new();
+        for entry in fs::read_dir("/proc").unwrap().flatten() {
+            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            if line.starts_with(mark.as_bytes()) {
+                pids.extend(entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw));
+            }
+        }
+        pids
+    }
+
+    #[must_use]
+    pub fn processes(&self) -> Vec<String> {
+        processes_marked(&self.installation)
+    }
+
+    #[track_caller]
+    pub fn delete_all(&self) {
+        let names: Vec<String> =
+            self.vms().iter().map(|vm| vm["name"].as_str().unwrap().to_owned()).collect();
+        if names.is_empty() {
+            return;
+        }
+        let args: Vec<&str> = ["vm", "delete"].into_iter().chain(names.iter().map(String::as_str)).collect();
+        self.banger_with(&args, b"").succeeds();
+    }
+
+    /// No process, folder, socket or stray of this world's.
+    #[track_caller]
+    pub fn nothing_is_left(&self) {
+        assert_eq!(self.vms(), Vec::<serde_json::Value>::new());
+        let strays = self.banger(["doctor", "--format", "json"]).json();
+        let finding = strays["findings"].as_array().unwrap().iter().find(|finding| finding["check"] == "strays").unwrap();
+        assert_eq!(finding["verdict"], "PASS", "{finding}");
+        assert_eq!(self.processes(), Vec::<String>::new());
+        for folder in ["state/vms", "run/vms"] {
+            let left: Vec<_> = fs::read_dir(self.home.join(folder)).unwrap().flatten().map(|e| e.path()).collect();
+            assert_eq!(left, Vec::<PathBuf>::new());
+        }
+    }
+
+    fn show_logs(&self) {
+        for (title, path) in [("the daemon's log", self.home.join("state/bangerd.log"))].into_iter().chain(self.consoles()) {
+            let text = fs::read(&path).unwrap_or_default();
+            let tail = &text[text.len().saturating_sub(6000)..];
+            println!("=== {title}: {}\n{}", path.display(), String::from_utf8_lossy(tail));
+        }
+    }
+
+    fn consoles(&self) -> Vec<(&'static str, PathBuf)> {
+        let folders = fs::read_dir(self.home.join("state/vms")).into_iter().flatten().flatten();
+        folders.map(|folder| ("a console", folder.path().join("console.log"))).collect()
+    }
+
+    /// Ends whatever is left of this world.
+    fn take_down(&self) {
+        drop(self.banger(["daemon", "stop"]));
+        for pid in self.vmm_pids() {
+            let _gone = kill_process(pid, Signal::KILL);
+        }
+    }
+}
+
+fn link_tree(from: &Path, to: &Path) {
+    for entry in fs::read_dir(from).unwrap().flatten() {
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            fs::create_dir_all(&target).unwrap();
+            link_tree(&entry.path(), &target);
+        } else {
+            // A test's folder may be on another filesystem than the cache.
+            fs::hard_link(entry.path(), &target).or_else(|_| fs::copy(entry.path(), &target).map(drop)).unwrap();
+        }
+    }
+}
+
+/// A program that runs beside the test.
+#[derive(Debug)]
+pub struct Background {
+    child: Child,
+    command: String,
+}
+
+impl Background {
+    #[track_caller]
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
+        kill_process(pid, signal).unwrap();
+    }
+
+    /// Its stdin, to write to or to close.
+    pub fn stdin(&mut self) -> std::process::ChildStdin {
+        self.child.stdin.take().unwrap()
+    }
+
+    /// Reads one line of its stdout: the event that a test waits for.
+    #[track_caller]
+    pub fn line(&mut self) -> String {
+        use std::io::Read;
+        let out = self.child.stdout.as_mut().unwrap();
+        let mut line = Vec::new();
+        let mut byte = [0];
+        while out.read(&mut byte).unwrap() == 1 && byte[0] != b'\n' {
+            line.push(byte[0]);
+        }
+        String::from_utf8_lossy(&line).into_owned()
+    }
+
+    /// Waits for its end.
+    #[must_use]
+    pub fn end(self) -> Outcome {
+        Outcome::new(self.command, self.child.wait_with_output().unwrap())
+    }
+}

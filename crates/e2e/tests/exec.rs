@@ -1,0 +1,192 @@
+//! `vm exec`: a command in a guest is as a command here, byte for byte and status for status.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use banger_e2e::{BUSYBOX, SYSTEMD, World, in_world};
+use rustix::process::Signal;
+use sha2::{Digest, Sha256};
+
+fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").unwrap();
+        text
+    })
+}
+
+/// Bytes that no compression or repetition hides an error in.
+fn noise(length: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut bytes = Vec::with_capacity(length + 8);
+    while bytes.len() < length {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend(state.to_le_bytes());
+    }
+    bytes.truncate(length);
+    bytes
+}
+
+fn with_vm(body: impl FnOnce(&World)) {
+    in_world(|world| {
+        world.start(BUSYBOX, "one");
+        body(world);
+    });
+}
+
+#[test]
+fn words_environment_folder_and_user_arrive_as_they_were_given() {
+    with_vm(|world| {
+        let words = world.banger([
+            "vm", "exec", "one", "--", "sh", "-c", "for w; do echo \"<$w>\"; done", "-", "a b", "", "$HOME", "*", "'\"", "ä\n",
+        ]);
+        words.succeeds().prints_only("<a b>\n<>\n<$HOME>\n<*>\n<'\">\n<ä\n>\n");
+        let env = world.banger(["vm", "exec", "-e", "A=1 2", "-e", "B=", "one", "--", "sh", "-c", "echo \"$A|$B|$HOME\""]);
+        env.succeeds().prints_only("1 2||/root\n");
+        world.banger(["vm", "exec", "-w", "/tmp", "one", "--", "pwd"]).succeeds().prints_only("/tmp\n");
+        world.banger(["vm", "exec", "-w", "/nowhere", "one", "--", "pwd"]).exits(125).complains("/nowhere");
+        let user = world.banger(["vm", "exec", "-u", "user", "one", "--", "id"]);
+        user.succeeds().prints("uid=1000(user)").prints("10(wheel)");
+        world.banger(["vm", "exec", "-u", "nobody-here", "one", "--", "id"]).exits(125).complains("nobody-here");
+    });
+}
+
+#[test]
+fn every_exit_status_is_exact() {
+    with_vm(|world| {
+        for status in [0, 1, 2, 42, 124, 125, 126, 127, 128, 200, 255] {
+            world.banger(["vm", "exec", "one", "--", "sh", "-c", &format!("exit {status}")]).exits(status);
+        }
+        for signal in [1, 2, 9, 15] {
+            world.banger(["vm", "exec", "one", "--", "sh", "-c", &format!("kill -{signal} $$")]).exits(128 + signal);
+        }
+        world.banger(["vm", "exec", "--timeout", "1s", "one", "--", "sleep", "1000"]).exits(124);
+    });
+}
+
+#[test]
+fn stdout_and_stderr_stay_apart_and_stdin_ends() {
+    with_vm(|world| {
+        let both = world.banger(["vm", "exec", "one", "--", "sh", "-c", "echo out; echo err >&2"]);
+        both.succeeds().prints_only("out\n").complains("err");
+        let counted = world.banger_with(&["vm", "exec", "one", "--", "wc", "-c"], b"12345");
+        counted.succeeds().prints_only("5\n");
+        let early = world.banger_with(&["vm", "exec", "one", "--", "head", "-c", "3"], &noise(1 << 20));
+        early.succeeds();
+        assert_eq!(early.stdout, noise(3));
+    });
+}
+
+#[test]
+fn a_background_process_does_not_hold_the_session() {
+    with_vm(|world| {
+        world.banger(["vm", "exec", "one", "--", "sh", "-c", "sleep 1000 & echo done"]).succeeds().prints_only("done\n");
+    });
+}
+
+#[test]
+fn two_hundred_megabytes_go_in_and_out_unchanged() {
+    in_world(|world| {
+        world.start(SYSTEMD, "one");
+        let bytes = noise(200 << 20);
+        let hash = sha256(&bytes);
+        let into = world.banger_with(&["vm", "exec", "one", "--", "sh", "-c", "cat > /root/big; sha256sum /root/big"], &bytes);
+        into.succeeds().prints(&hash);
+        let back = world.banger(["vm", "exec", "one", "--", "cat", "/root/big"]);
+        back.succeeds();
+        assert_eq!(sha256(&back.stdout), hash);
+        // Whatever passed through, the daemon kept none of it.
+        let pid = world.daemon_pid().as_raw_nonzero();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        let peak_kib: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+        assert!(peak_kib < 100 << 10, "the daemon's memory peaked at {peak_kib} KiB");
+    });
+}
+
+#[test]
+fn signals_reach_the_command() {
+    with_vm(|world| {
+        let script = "trap 'echo caught; exit 7' TERM; echo up; while :; do sleep 1; done";
+        let mut exec = world.background(&["vm", "exec", "one", "--", "sh", "-c", script]);
+        assert_eq!(exec.line(), "up");
+        exec.signal(Signal::TERM);
+        exec.end().exits(7).prints("caught");
+    });
+}
+
+#[test]
+fn a_signal_arrives_though_the_command_reads_no_stdin() {
+    with_vm(|world| {
+        let mut exec = world.background(&["vm", "exec", "one", "--", "sh", "-c", "echo up; exec sleep 1000"]);
+        assert_eq!(exec.line(), "up");
+        let mut stdin = exec.stdin();
+        let writer = std::thread::spawn(move || {
+            // More than fits anywhere on the way: it blocks until the command has ended.
+            drop(std::io::Write::write_all(&mut stdin, &noise(8 << 20)));
+        });
+        exec.signal(Signal::TERM);
+        exec.end().exits(128 + 15);
+        writer.join().unwrap();
+    });
+}
+
+#[test]
+fn a_client_that_dies_takes_its_command_with_it() {
+    with_vm(|world| {
+        let mut exec = world.background(&["vm", "exec", "one", "--", "sh", "-c", "echo up; exec sleep 4242"]);
+        assert_eq!(exec.line(), "up");
+        exec.signal(Signal::KILL);
+        drop(exec.end());
+        let gone = "while ps | grep -q '[s]leep 4242'; do sleep 0.1; done";
+        world.banger(["vm", "exec", "--timeout", "20s", "one", "--", "sh", "-c", gone]).succeeds();
+    });
+}
+
+#[test]
+fn many_commands_run_at_once() {
+    with_vm(|world| {
+        let runs: Vec<_> = (0..20)
+            .map(|n| world.background(&["vm", "exec", "one", "--", "sh", "-c", &format!("sleep 1; echo {n}; exit {n}")]))
+            .collect();
+        for (n, run) in (0..).zip(runs) {
+            run.end().exits(n).prints_only(&format!("{n}\n"));
+        }
+    });
+}
+
+#[test]
+fn a_terminal_is_a_terminal() {
+    with_vm(|world| {
+        let mut shell = world.terminal(&["vm", "exec", "one"], 30, 90);
+        shell.shows("#");
+        shell.types("tty; stty size\n");
+        shell.shows("/dev/pts/");
+        shell.shows("30 90");
+        shell.resize(41, 123);
+        shell.types("stty size\n");
+        shell.shows("41 123");
+        shell.types("sleep 1000\n");
+        shell.types("\x03");
+        shell.types("echo status $?\n");
+        shell.shows("status 130");
+        shell.types("exit 9\n");
+        assert_eq!(shell.ends(), Some(9));
+    });
+}
+
+#[test]
+fn run_without_a_command_gives_a_shell_and_says_that_the_vm_stays() {
+    in_world(|world| {
+        let mut shell = world.terminal(&["vm", "run", "--name", "one", "--image", BUSYBOX, "--memory", "256M"], 24, 80);
+        shell.shows("#");
+        shell.types("hostname\n");
+        shell.shows("one");
+        shell.types("exit\n");
+        shell.shows("banger vm delete one");
+        assert_eq!(shell.ends(), Some(0));
+        world.wait_for_state("one", "running", Duration::from_secs(5));
+    });
+}
