@@ -3,17 +3,29 @@
 use std::fs;
 use std::path::Path;
 
-use banger_api::Problem;
+use banger_api::{Code, Problem};
 
 /// How many of the console's last lines explain a failed start.
 const TAIL_LINES: usize = 12;
+
+/// What the console says of a kernel that panicked, if it did in this boot.
+#[must_use]
+pub fn panicked(log: &Path) -> Option<Problem> {
+    let text = fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    text.contains(PANIC)
+        .then(|| explain(Problem::new(Code::Guest, "the guest ended by itself"), log))
+}
+
+/// How Linux begins its last words (kernel/panic.c).
+const PANIC: &str = "Kernel panic";
 
 /// Adds to a problem what the console said last, and says so when the kernel panicked.
 #[must_use]
 pub fn explain(mut problem: Problem, log: &Path) -> Problem {
     let text = fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
-    if let Some(line) = text.lines().find(|line| line.contains("Kernel panic")) {
+    if let Some(line) = text.lines().find(|line| line.contains(PANIC)) {
         problem = problem.because(format!("the guest's kernel panicked: {}", printable(line)));
     } else if let Some(line) = text.lines().rev().find(|line| line.contains("banger-agent: ")) {
         problem = problem.because(format!("the guest said: {}", printable(line)));
@@ -47,8 +59,6 @@ fn printable(line: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use banger_api::Code;
-
     use super::*;
 
     fn explained(console: &str) -> Problem {

@@ -99,11 +99,15 @@ async fn run(started: Started, ready: &mut Ready) -> ExitCode {
     }
     ready.tell("ready");
     tracing::info!(socket = %daemon.folders.socket().display(), "serving");
+    let store = Arc::clone(&daemon.store);
     let served = tokio::select! {
         served = serve::serve(daemon, listener) => served,
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
     };
+    if let Err(error) = store.checkpoint() {
+        tracing::warn!(%error, "the database keeps its log");
+    }
     // Held until here: a second daemon must not touch what this one still serves.
     drop(lock);
     match served {

@@ -38,7 +38,11 @@ impl World {
             runs: "/run/vms".into(),
             templates: "/cache/templates".into(),
         };
-        let boot = Boot { image: "/i.ext4".into(), kernel: "/vmlinux".into(), initramfs: "/i.cpio".into() };
+        let boot = Boot {
+            image: "/i.ext4".into(),
+            kernel: "/vmlinux".into(),
+            initramfs: "/i.cpio".into(),
+        };
         let vmm = Qemu { accelerator: Accelerator::Tcg { tsc_khz: 2_000_000 } };
         let record = plan::record_claims(&vm, &mark, &Overlay, Path::new("/i.ext4"));
         let run = plan::run_claims(&vm, &mark, &Overlay, &boot, &places, &vmm);
@@ -67,7 +71,8 @@ impl World {
     }
 
     fn ledger_is(&self, claims: &[Claim]) -> bool {
-        let found: Vec<Claim> = self.store.claims(&self.vm.id).unwrap().into_iter().map(|row| row.claim).collect();
+        let found: Vec<Claim> =
+            self.store.claims(&self.vm.id).unwrap().into_iter().map(|row| row.claim).collect();
         found == claims
     }
 
@@ -119,7 +124,10 @@ fn a_start_that_fails_at_any_claim_leaves_nothing_that_runs() {
             assert!(!world.start());
             assert!(world.release(Scope::Run, State::Stopped), "claim {k}, {fault:?}");
             let runs: Vec<Held> = world.run.iter().map(Claim::held).collect();
-            assert!(world.host.held().iter().all(|held| !runs.contains(held)), "claim {k}, {fault:?}");
+            assert!(
+                world.host.held().iter().all(|held| !runs.contains(held)),
+                "claim {k}, {fault:?}"
+            );
             assert!(world.ledger_is(&world.record));
             assert_eq!(world.state(), State::Stopped);
             assert!(world.release(Scope::All, State::Deleting));
@@ -196,7 +204,12 @@ fn what_was_made_last_is_released_first() {
     assert!(world.start());
     assert!(world.release(Scope::All, State::Deleting));
     let verbs = |verb: &str| -> Vec<String> {
-        world.host.log().iter().filter_map(|line| line.strip_prefix(verb).map(str::to_owned)).collect()
+        world
+            .host
+            .log()
+            .iter()
+            .filter_map(|line| line.strip_prefix(verb).map(str::to_owned))
+            .collect()
     };
     let mut acquired = verbs("acquire");
     acquired.reverse();
@@ -217,7 +230,8 @@ fn stop_keeps_the_disk() {
 fn what_nobody_recorded_is_seen_and_is_not_released_by_the_way() {
     let world = World::new();
     assert!(world.start());
-    let stray = Held::Vmm { mark: Mark::new(world.store.installation().clone(), VmId::random().unwrap()) };
+    let stray =
+        Held::Vmm { mark: Mark::new(world.store.installation().clone(), VmId::random().unwrap()) };
     world.host.put(stray.clone());
     assert!(world.release(Scope::All, State::Deleting));
     assert_eq!(world.host.list().unwrap(), [stray]);

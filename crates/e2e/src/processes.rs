@@ -10,7 +10,8 @@ pub fn processes_marked(installation: &str) -> Vec<String> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").unwrap().flatten() {
         let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let argv0 = String::from_utf8_lossy(line.split(|&b| b == 0).next().unwrap_or_default()).into_owned();
+        let argv0 = String::from_utf8_lossy(line.split(|&b| b == 0).next().unwrap_or_default())
+            .into_owned();
         if argv0.contains(&mark) {
             found.push(argv0);
         }

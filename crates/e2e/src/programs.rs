@@ -27,5 +27,9 @@ pub(crate) fn target() -> PathBuf {
 #[track_caller]
 pub(crate) fn must(program: &str, args: &[&str], folder: &Path) {
     let output = new(program).args(args).current_dir(folder).output().unwrap();
-    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{program} {args:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }

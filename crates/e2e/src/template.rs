@@ -62,7 +62,8 @@ fn busybox_tar(cache: &Path, name: &str, init: Option<&str>) -> PathBuf {
     for folder in ["bin", "etc", "root", "tmp", "dev", "proc", "sys", "run"] {
         fs::create_dir_all(root.join(folder)).unwrap();
     }
-    let busybox = ["/usr/bin/busybox", "/bin/busybox"].into_iter().find(|path| Path::new(path).exists());
+    let busybox =
+        ["/usr/bin/busybox", "/bin/busybox"].into_iter().find(|path| Path::new(path).exists());
     fs::copy(busybox.expect("apt-get install busybox-static"), root.join("bin/busybox")).unwrap();
     for applet in "sh cat ls ps id env pwd sleep kill sha256sum head tail dd uname echo true false stty tty mkdir touch sync \
                    mount umount hostname seq wc yes poweroff reboot stat chmod chown test"
@@ -70,7 +71,11 @@ fn busybox_tar(cache: &Path, name: &str, init: Option<&str>) -> PathBuf {
     {
         std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)).unwrap();
     }
-    fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/tmp:/bin/sh\n").unwrap();
+    fs::write(
+        root.join("etc/passwd"),
+        "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/tmp:/bin/sh\n",
+    )
+    .unwrap();
     fs::write(root.join("etc/group"), "root:x:0:\nuser:x:1000:\nwheel:x:10:user\n").unwrap();
     if let Some(script) = init {
         fs::create_dir_all(root.join("sbin")).unwrap();
@@ -79,6 +84,10 @@ fn busybox_tar(cache: &Path, name: &str, init: Option<&str>) -> PathBuf {
     }
     let tar = cache.join(name);
     let tar_text = tar.to_str().unwrap();
-    must("tar", &["--create", "--file", tar_text, "--owner=0", "--group=0", "--numeric-owner", "."], &root);
+    must(
+        "tar",
+        &["--create", "--file", tar_text, "--owner=0", "--group=0", "--numeric-owner", "."],
+        &root,
+    );
     tar
 }

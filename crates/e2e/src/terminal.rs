@@ -20,11 +20,13 @@ pub struct Terminal {
 
 impl Terminal {
     pub(crate) fn open(mut command: Command, rows: u16, columns: u16) -> Self {
-        let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+        let controller =
+            openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
         grantpt(&controller).unwrap();
         unlockpt(&controller).unwrap();
         let name = ptsname(&controller, Vec::new()).unwrap();
-        let user: OwnedFd = File::options().read(true).write(true).open(name.to_str().unwrap()).unwrap().into();
+        let user: OwnedFd =
+            File::options().read(true).write(true).open(name.to_str().unwrap()).unwrap().into();
         let screen = File::from(controller);
         resize(&screen, rows, columns);
         // setsid(1) makes it the terminal's session leader, so that it is told of resizes as in any shell.
@@ -65,7 +67,9 @@ impl Terminal {
     fn read_until(&mut self, end: Instant) -> bool {
         let left = end.saturating_duration_since(Instant::now());
         let timeout = Timespec::try_from(left).unwrap();
-        if poll(&mut [PollFd::new(&self.screen.as_fd(), PollFlags::IN)], Some(&timeout)).unwrap() == 0 {
+        if poll(&mut [PollFd::new(&self.screen.as_fd(), PollFlags::IN)], Some(&timeout)).unwrap()
+            == 0
+        {
             return false;
         }
         let mut piece = [0; 4096];
@@ -77,5 +81,6 @@ impl Terminal {
 }
 
 fn resize(screen: &File, rows: u16, columns: u16) {
-    tcsetwinsize(screen, Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
+    tcsetwinsize(screen, Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 })
+        .unwrap();
 }

@@ -106,7 +106,12 @@ impl World {
     #[must_use]
     pub fn program(&self, program: &str, args: &[&str]) -> Outcome {
         let path = format!("{}:{}", self.bin.display(), std::env::var("PATH").unwrap());
-        let output = new(program).args(args).env("BANGER_HOME", &self.home).env("PATH", path).output().unwrap();
+        let output = new(program)
+            .args(args)
+            .env("BANGER_HOME", &self.home)
+            .env("PATH", path)
+            .output()
+            .unwrap();
         Outcome::new(format!("{program} {}", args.join(" ")), output)
     }
 
@@ -118,7 +123,8 @@ impl World {
     /// A running VM of this image and name.
     #[track_caller]
     pub fn start(&self, image: &str, name: &str) {
-        self.banger(["vm", "run", "-d", "--image", image, "--memory", "512M", "--name", name]).succeeds();
+        self.banger(["vm", "run", "-d", "--image", image, "--memory", "512M", "--name", name])
+            .succeeds();
     }
 
     /// What `vm show` says of it.
@@ -168,7 +174,9 @@ impl World {
         let pid = self.daemon_pid();
         kill_process(pid, Signal::KILL).unwrap();
         wait_until("the daemon is gone", Duration::from_secs(5), || {
-            fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default().is_empty()
+            fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero()))
+                .unwrap_or_default()
+                .is_empty()
         });
     }
 
@@ -180,7 +188,13 @@ impl World {
         for entry in fs::read_dir("/proc").unwrap().flatten() {
             let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
             if line.starts_with(mark.as_bytes()) {
-                pids.extend(entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw));
+                pids.extend(
+                    entry
+                        .file_name()
+                        .to_str()
+                        .and_then(|name| name.parse().ok())
+                        .and_then(Pid::from_raw),
+                );
             }
         }
         pids
@@ -198,7 +212,8 @@ impl World {
         if names.is_empty() {
             return;
         }
-        let args: Vec<&str> = ["vm", "delete"].into_iter().chain(names.iter().map(String::as_str)).collect();
+        let args: Vec<&str> =
+            ["vm", "delete"].into_iter().chain(names.iter().map(String::as_str)).collect();
         self.banger_with(&args, b"").succeeds();
     }
 
@@ -207,17 +222,26 @@ impl World {
     pub fn nothing_is_left(&self) {
         assert_eq!(self.vms(), Vec::<serde_json::Value>::new());
         let strays = self.banger(["doctor", "--format", "json"]).json();
-        let finding = strays["findings"].as_array().unwrap().iter().find(|finding| finding["check"] == "strays").unwrap();
+        let finding = strays["findings"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|finding| finding["check"] == "strays")
+            .unwrap();
         assert_eq!(finding["verdict"], "PASS", "{finding}");
         assert_eq!(self.processes(), Vec::<String>::new());
         for folder in ["state/vms", "run/vms"] {
-            let left: Vec<_> = fs::read_dir(self.home.join(folder)).unwrap().flatten().map(|e| e.path()).collect();
+            let left: Vec<_> =
+                fs::read_dir(self.home.join(folder)).unwrap().flatten().map(|e| e.path()).collect();
             assert_eq!(left, Vec::<PathBuf>::new());
         }
     }
 
     fn show_logs(&self) {
-        for (title, path) in [("the daemon's log", self.home.join("state/bangerd.log"))].into_iter().chain(self.consoles()) {
+        for (title, path) in [("the daemon's log", self.home.join("state/bangerd.log"))]
+            .into_iter()
+            .chain(self.consoles())
+        {
             let text = fs::read(&path).unwrap_or_default();
             let tail = &text[text.len().saturating_sub(6000)..];
             println!("=== {title}: {}\n{}", path.display(), String::from_utf8_lossy(tail));
@@ -232,6 +256,15 @@ impl World {
     /// Ends whatever is left of this world.
     fn take_down(&self) {
         drop(self.banger(["daemon", "stop"]));
+        for mount in fs::read_to_string("/proc/mounts")
+            .unwrap()
+            .lines()
+            .filter_map(|line| line.split(' ').nth(1))
+        {
+            if Path::new(mount).starts_with(&self.home) {
+                drop(self.program("umount", &["--lazy", mount]));
+            }
+        }
         for pid in self.vmm_pids() {
             let _gone = kill_process(pid, Signal::KILL);
         }
@@ -246,7 +279,9 @@ fn link_tree(from: &Path, to: &Path) {
             link_tree(&entry.path(), &target);
         } else {
             // A test's folder may be on another filesystem than the cache.
-            fs::hard_link(entry.path(), &target).or_else(|_| fs::copy(entry.path(), &target).map(drop)).unwrap();
+            fs::hard_link(entry.path(), &target)
+                .or_else(|_| fs::copy(entry.path(), &target).map(drop))
+                .unwrap();
         }
     }
 }

@@ -12,12 +12,18 @@ const SOON: Duration = Duration::from_secs(60);
 fn a_running_vm_is_adopted_with_the_same_boot_id() {
     in_world(|world| {
         world.start(BUSYBOX, "one");
-        let boot_id = world.banger(["vm", "exec", "one", "--", "cat", "/proc/sys/kernel/random/boot_id"]).succeeds().text();
+        let boot_id = world
+            .banger(["vm", "exec", "one", "--", "cat", "/proc/sys/kernel/random/boot_id"])
+            .succeeds()
+            .text();
         let vmm = world.vmm_pids();
         world.kill_daemon();
         assert_eq!(world.vmm_pids(), vmm, "the VM does not notice");
         // The next command starts a daemon.
-        let again = world.banger(["vm", "exec", "one", "--", "cat", "/proc/sys/kernel/random/boot_id"]).succeeds().text();
+        let again = world
+            .banger(["vm", "exec", "one", "--", "cat", "/proc/sys/kernel/random/boot_id"])
+            .succeeds()
+            .text();
         assert_eq!(again, boot_id);
         assert_eq!(world.vmm_pids(), vmm);
         assert_eq!(world.state("one"), "running");
@@ -49,14 +55,17 @@ fn a_vm_that_died_while_no_daemon_ran_is_cleaned_up_by_the_next() {
         }
         wait_until("the VMM is gone", SOON, || world.vmm_pids().is_empty());
         world.wait_for_state("one", "stopped", SOON);
-        assert!(world.vm("one")["problem"]["message"].as_str().unwrap().contains("while no daemon ran"));
+        assert!(
+            world.vm("one")["problem"]["message"].as_str().unwrap().contains("while no daemon ran")
+        );
         world.banger(["vm", "start", "one"]).succeeds();
     });
 }
 
 /// Kills the daemon this long after a start begins, then sees that the VM is adopted or failed, and nothing is left over.
 fn a_start_interrupted_after(world: &World, pause: Duration) {
-    let run = world.background(&["vm", "run", "-d", "--name", "one", "--image", BUSYBOX, "--memory", "256M"]);
+    let run = world
+        .background(&["vm", "run", "-d", "--name", "one", "--image", BUSYBOX, "--memory", "256M"]);
     let begun = std::time::Instant::now();
     wait_until("the moment", pause + SOON, || begun.elapsed() >= pause);
     world.kill_daemon();
@@ -88,8 +97,17 @@ fn a_daemon_killed_at_any_moment_of_a_start_leaves_a_running_vm_or_none() {
 #[test]
 fn an_ephemeral_vm_does_not_outlive_the_daemon_that_held_its_session() {
     in_world(|world| {
-        let mut run =
-            world.background(&["vm", "run", "--rm", "--image", BUSYBOX, "--", "sh", "-c", "echo up; sleep 1000"]);
+        let mut run = world.background(&[
+            "vm",
+            "run",
+            "--rm",
+            "--image",
+            BUSYBOX,
+            "--",
+            "sh",
+            "-c",
+            "echo up; sleep 1000",
+        ]);
         assert_eq!(run.line(), "up");
         world.kill_daemon();
         run.end().exits(125);

@@ -40,16 +40,50 @@ fn with_vm(body: impl FnOnce(&World)) {
 fn words_environment_folder_and_user_arrive_as_they_were_given() {
     with_vm(|world| {
         let words = world.banger([
-            "vm", "exec", "one", "--", "sh", "-c", "for w; do echo \"<$w>\"; done", "-", "a b", "", "$HOME", "*", "'\"", "ä\n",
+            "vm",
+            "exec",
+            "one",
+            "--",
+            "sh",
+            "-c",
+            "for w; do echo \"<$w>\"; done",
+            "-",
+            "a b",
+            "",
+            "$HOME",
+            "*",
+            "'\"",
+            "ä\n",
         ]);
         words.succeeds().prints_only("<a b>\n<>\n<$HOME>\n<*>\n<'\">\n<ä\n>\n");
-        let env = world.banger(["vm", "exec", "-e", "A=1 2", "-e", "B=", "one", "--", "sh", "-c", "echo \"$A|$B|$HOME\""]);
+        let env = world.banger([
+            "vm",
+            "exec",
+            "-e",
+            "A=1 2",
+            "-e",
+            "B=",
+            "one",
+            "--",
+            "sh",
+            "-c",
+            "echo \"$A|$B|$HOME\"",
+        ]);
         env.succeeds().prints_only("1 2||/root\n");
-        world.banger(["vm", "exec", "-w", "/tmp", "one", "--", "pwd"]).succeeds().prints_only("/tmp\n");
-        world.banger(["vm", "exec", "-w", "/nowhere", "one", "--", "pwd"]).exits(125).complains("/nowhere");
+        world
+            .banger(["vm", "exec", "-w", "/tmp", "one", "--", "pwd"])
+            .succeeds()
+            .prints_only("/tmp\n");
+        world
+            .banger(["vm", "exec", "-w", "/nowhere", "one", "--", "pwd"])
+            .exits(125)
+            .complains("/nowhere");
         let user = world.banger(["vm", "exec", "-u", "user", "one", "--", "id"]);
         user.succeeds().prints("uid=1000(user)").prints("10(wheel)");
-        world.banger(["vm", "exec", "-u", "nobody-here", "one", "--", "id"]).exits(125).complains("nobody-here");
+        world
+            .banger(["vm", "exec", "-u", "nobody-here", "one", "--", "id"])
+            .exits(125)
+            .complains("nobody-here");
     });
 }
 
@@ -57,10 +91,14 @@ fn words_environment_folder_and_user_arrive_as_they_were_given() {
 fn every_exit_status_is_exact() {
     with_vm(|world| {
         for status in [0, 1, 2, 42, 124, 125, 126, 127, 128, 200, 255] {
-            world.banger(["vm", "exec", "one", "--", "sh", "-c", &format!("exit {status}")]).exits(status);
+            world
+                .banger(["vm", "exec", "one", "--", "sh", "-c", &format!("exit {status}")])
+                .exits(status);
         }
         for signal in [1, 2, 9, 15] {
-            world.banger(["vm", "exec", "one", "--", "sh", "-c", &format!("kill -{signal} $$")]).exits(128 + signal);
+            world
+                .banger(["vm", "exec", "one", "--", "sh", "-c", &format!("kill -{signal} $$")])
+                .exits(128 + signal);
         }
         world.banger(["vm", "exec", "--timeout", "1s", "one", "--", "sleep", "1000"]).exits(124);
     });
@@ -73,7 +111,8 @@ fn stdout_and_stderr_stay_apart_and_stdin_ends() {
         both.succeeds().prints_only("out\n").complains("err");
         let counted = world.banger_with(&["vm", "exec", "one", "--", "wc", "-c"], b"12345");
         counted.succeeds().prints_only("5\n");
-        let early = world.banger_with(&["vm", "exec", "one", "--", "head", "-c", "3"], &noise(1 << 20));
+        let early =
+            world.banger_with(&["vm", "exec", "one", "--", "head", "-c", "3"], &noise(1 << 20));
         early.succeeds();
         assert_eq!(early.stdout, noise(3));
     });
@@ -82,7 +121,10 @@ fn stdout_and_stderr_stay_apart_and_stdin_ends() {
 #[test]
 fn a_background_process_does_not_hold_the_session() {
     with_vm(|world| {
-        world.banger(["vm", "exec", "one", "--", "sh", "-c", "sleep 1000 & echo done"]).succeeds().prints_only("done\n");
+        world
+            .banger(["vm", "exec", "one", "--", "sh", "-c", "sleep 1000 & echo done"])
+            .succeeds()
+            .prints_only("done\n");
     });
 }
 
@@ -92,7 +134,10 @@ fn two_hundred_megabytes_go_in_and_out_unchanged() {
         world.start(SYSTEMD, "one");
         let bytes = noise(200 << 20);
         let hash = sha256(&bytes);
-        let into = world.banger_with(&["vm", "exec", "one", "--", "sh", "-c", "cat > /root/big; sha256sum /root/big"], &bytes);
+        let into = world.banger_with(
+            &["vm", "exec", "one", "--", "sh", "-c", "cat > /root/big; sha256sum /root/big"],
+            &bytes,
+        );
         into.succeeds().prints(&hash);
         let back = world.banger(["vm", "exec", "one", "--", "cat", "/root/big"]);
         back.succeeds();
@@ -120,7 +165,8 @@ fn signals_reach_the_command() {
 #[test]
 fn a_signal_arrives_though_the_command_reads_no_stdin() {
     with_vm(|world| {
-        let mut exec = world.background(&["vm", "exec", "one", "--", "sh", "-c", "echo up; exec sleep 1000"]);
+        let mut exec =
+            world.background(&["vm", "exec", "one", "--", "sh", "-c", "echo up; exec sleep 1000"]);
         assert_eq!(exec.line(), "up");
         let mut stdin = exec.stdin();
         let writer = std::thread::spawn(move || {
@@ -136,7 +182,8 @@ fn a_signal_arrives_though_the_command_reads_no_stdin() {
 #[test]
 fn a_client_that_dies_takes_its_command_with_it() {
     with_vm(|world| {
-        let mut exec = world.background(&["vm", "exec", "one", "--", "sh", "-c", "echo up; exec sleep 4242"]);
+        let mut exec =
+            world.background(&["vm", "exec", "one", "--", "sh", "-c", "echo up; exec sleep 4242"]);
         assert_eq!(exec.line(), "up");
         exec.signal(Signal::KILL);
         drop(exec.end());
@@ -149,7 +196,17 @@ fn a_client_that_dies_takes_its_command_with_it() {
 fn many_commands_run_at_once() {
     with_vm(|world| {
         let runs: Vec<_> = (0..20)
-            .map(|n| world.background(&["vm", "exec", "one", "--", "sh", "-c", &format!("sleep 1; echo {n}; exit {n}")]))
+            .map(|n| {
+                world.background(&[
+                    "vm",
+                    "exec",
+                    "one",
+                    "--",
+                    "sh",
+                    "-c",
+                    &format!("sleep 1; echo {n}; exit {n}"),
+                ])
+            })
             .collect();
         for (n, run) in (0..).zip(runs) {
             run.end().exits(n).prints_only(&format!("{n}\n"));
@@ -180,7 +237,11 @@ fn a_terminal_is_a_terminal() {
 #[test]
 fn run_without_a_command_gives_a_shell_and_says_that_the_vm_stays() {
     in_world(|world| {
-        let mut shell = world.terminal(&["vm", "run", "--name", "one", "--image", BUSYBOX, "--memory", "256M"], 24, 80);
+        let mut shell = world.terminal(
+            &["vm", "run", "--name", "one", "--image", BUSYBOX, "--memory", "256M"],
+            24,
+            80,
+        );
         shell.shows("#");
         shell.types("hostname\n");
         shell.shows("one");

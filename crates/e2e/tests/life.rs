@@ -11,9 +11,14 @@ const SOON: Duration = Duration::from_secs(60);
 #[test]
 fn a_vm_goes_through_all_its_states_and_back() {
     in_world(|world| {
-        world.banger(["vm", "create", "--name", "one", "--image", BUSYBOX, "--memory", "256M"]).succeeds();
+        world
+            .banger(["vm", "create", "--name", "one", "--image", BUSYBOX, "--memory", "256M"])
+            .succeeds();
         assert_eq!(world.state("one"), "stopped");
-        world.banger(["vm", "exec", "one", "--", "true"]).exits(125).complains("banger vm start one");
+        world
+            .banger(["vm", "exec", "one", "--", "true"])
+            .exits(125)
+            .complains("banger vm start one");
         world.banger(["vm", "start", "one"]).succeeds();
         assert_eq!(world.state("one"), "running");
         let first = world.vm("one")["boot_id"].clone();
@@ -41,7 +46,10 @@ fn stop_loses_no_write_that_nobody_synced() {
         checked.succeeds();
         assert!(!checked.text().contains("recover"), "{checked}");
         world.banger(["vm", "start", "one"]).succeeds();
-        let after = world.banger(["vm", "exec", "one", "--", "sha256sum", "/root/numbers"]).succeeds().text();
+        let after = world
+            .banger(["vm", "exec", "one", "--", "sha256sum", "/root/numbers"])
+            .succeeds()
+            .text();
         assert_eq!(before, after);
     });
 }
@@ -77,7 +85,10 @@ fn a_beginning_of_a_name_or_id_is_enough_when_it_is_the_only_one() {
         world.banger(["vm", "show", "alpha-"]).exits(1).complains("several VMs begin with");
         let id = world.vm("alpha-2")["id"].as_str().unwrap().to_owned();
         assert_eq!(world.vm(&id)["name"], "alpha-2");
-        world.banger(["vm", "create", "--name", "alpha-1", "--image", BUSYBOX]).exits(1).complains("already a VM named alpha-1");
+        world
+            .banger(["vm", "create", "--name", "alpha-1", "--image", BUSYBOX])
+            .exits(1)
+            .complains("already a VM named alpha-1");
     });
 }
 

@@ -18,7 +18,9 @@ fn run_prints_what_the_command_prints_and_leaves_nothing() {
 #[test]
 fn the_status_is_the_commands() {
     in_world(|world| {
-        let run = |script: &str| world.banger(["vm", "run", "--rm", "--image", BUSYBOX, "--", "sh", "-c", script]);
+        let run = |script: &str| {
+            world.banger(["vm", "run", "--rm", "--image", BUSYBOX, "--", "sh", "-c", script])
+        };
         run("exit 42").exits(42);
         run("kill -9 $$").exits(128 + 9);
         world.banger(["vm", "run", "--rm", "--image", BUSYBOX, "--", "no-such-program"]).exits(127);
@@ -66,8 +68,14 @@ fn what_cannot_be_combined_is_refused_before_anything_is_made() {
         world.banger(["vm", "run", "--cpus", "0", "--", "true"]).exits(125).complains("--cpus");
         world.banger(["vm", "run", "--memory", "0", "--", "true"]).exits(125).complains("--memory");
         world.banger(["vm", "run", "--disk", "4GB", "--", "true"]).exits(125).complains("--disk");
-        world.banger(["vm", "run", "--name", "Not_A_Label", "--", "true"]).exits(125).complains("DNS label");
-        world.banger(["vm", "run", "--image", "nothing", "--", "true"]).exits(125).complains("there is no image nothing");
+        world
+            .banger(["vm", "run", "--name", "Not_A_Label", "--", "true"])
+            .exits(125)
+            .complains("DNS label");
+        world
+            .banger(["vm", "run", "--image", "nothing", "--", "true"])
+            .exits(125)
+            .complains("there is no image nothing");
         world.banger(["vm", "run", "--memory", "1M", "--", "true"]).exits(125).complains("128 MiB");
         assert!(world.vms().is_empty());
     });
@@ -76,7 +84,9 @@ fn what_cannot_be_combined_is_refused_before_anything_is_made() {
 #[test]
 fn a_guest_that_panics_is_explained_and_kept_without_anything_that_runs() {
     in_world(|world| {
-        let ran = world.banger(["vm", "run", "--rm", "--name", "bad", "--image", PANICKING, "--", "sleep", "1000"]);
+        let ran = world.banger([
+            "vm", "run", "--rm", "--name", "bad", "--image", PANICKING, "--", "sleep", "1000",
+        ]);
         // Its init ends while the command runs, or before the guest is ready: either way the reader is told.
         assert_ne!(ran.status, Some(0), "{ran}");
         wait_until("nothing runs", Duration::from_secs(20), || world.processes().is_empty());
@@ -86,7 +96,8 @@ fn a_guest_that_panics_is_explained_and_kept_without_anything_that_runs() {
 #[test]
 fn ctrl_c_while_booting_with_rm_leaves_nothing() {
     in_world(|world| {
-        let run = world.background(&["vm", "run", "--rm", "--image", SYSTEMD, "--", "sleep", "1000"]);
+        let run =
+            world.background(&["vm", "run", "--rm", "--image", SYSTEMD, "--", "sleep", "1000"]);
         wait_until("the VMM runs", Duration::from_secs(30), || !world.vmm_pids().is_empty());
         run.signal(Signal::INT);
         run.end().exits(130);
@@ -98,8 +109,17 @@ fn ctrl_c_while_booting_with_rm_leaves_nothing() {
 #[test]
 fn a_session_whose_client_is_killed_takes_its_vm_with_it() {
     in_world(|world| {
-        let mut run =
-            world.background(&["vm", "run", "--rm", "--image", BUSYBOX, "--", "sh", "-c", "echo up; sleep 1000"]);
+        let mut run = world.background(&[
+            "vm",
+            "run",
+            "--rm",
+            "--image",
+            BUSYBOX,
+            "--",
+            "sh",
+            "-c",
+            "echo up; sleep 1000",
+        ]);
         assert_eq!(run.line(), "up");
         run.signal(Signal::KILL);
         drop(run.end());

@@ -55,6 +55,16 @@ impl Store {
         Ok(Self { connection: Mutex::new(connection), installation })
     }
 
+    /// Brings the write-ahead log into the database, so that the one file holds all of it.
+    ///
+    /// # Errors
+    /// When it cannot be written; nothing is lost then, the log is read at the next open.
+    pub fn checkpoint(&self) -> Result<(), StoreError> {
+        self.read("write the log into the database", |c| {
+            c.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+        })
+    }
+
     #[must_use]
     pub fn installation(&self) -> &Installation {
         &self.installation

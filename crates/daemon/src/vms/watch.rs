@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::slot::Slot;
 use crate::daemon::Daemon;
+use crate::logs;
 use crate::readiness::VmmProcess;
 
 /// How long an agent whose connection broke may stay away before the next connection is tried.
@@ -67,6 +68,10 @@ impl Daemon {
         tracing::info!(vm = %id, "the VM has ended by itself");
         if let Err(problem) = self.release_run(id, State::Stopped, None).await {
             tracing::error!(vm = %id, %problem, "not everything could be released");
+        } else if let Some(problem) = logs::panicked(&self.places.log(&self.mark(id)))
+            && let Err(error) = self.store.end_release(id, &[], &[], State::Stopped, Some(&problem))
+        {
+            tracing::error!(vm = %id, %error, "its panic is not recorded");
         }
         slot.channel.send_replace(None);
     }

@@ -1,0 +1,71 @@
+//! Many VMs at once on a small machine, and the daemon dying in the middle.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::time::Duration;
+
+use banger_e2e::{SYSTEMD, in_world, wait_until};
+
+const VMS: usize = 20;
+/// Translated guests, two booting at a time, beside whatever else the machine does.
+const BOOTED: Duration = Duration::from_secs(600);
+
+#[test]
+fn twenty_vms_started_at_once_all_become_ready() {
+    in_world(|world| {
+        let names: Vec<String> = (0..VMS).map(|n| format!("vm-{n}")).collect();
+        let starts: Vec<_> = names
+            .iter()
+            .map(|name| {
+                world.background(&[
+                    "vm", "run", "-d", "--image", SYSTEMD, "--memory", "512M", "--name", name,
+                ])
+            })
+            .collect();
+        for start in starts {
+            start.end().succeeds();
+        }
+        for name in &names {
+            assert_eq!(world.state(name), "running");
+            world
+                .banger(["vm", "exec", name, "--", "hostname"])
+                .succeeds()
+                .prints_only(&format!("{name}\n"));
+        }
+        // All of them go at once, too.
+        world.delete_all();
+        assert!(world.processes().is_empty());
+    });
+}
+
+#[test]
+fn a_daemon_killed_while_twenty_vms_start_leaves_each_of_them_running_or_stopped() {
+    in_world(|world| {
+        let names: Vec<String> = (0..VMS).map(|n| format!("vm-{n}")).collect();
+        let starts: Vec<_> = names
+            .iter()
+            .map(|name| {
+                world.background(&[
+                    "vm", "run", "-d", "--image", SYSTEMD, "--memory", "512M", "--name", name,
+                ])
+            })
+            .collect();
+        wait_until("half of them run", BOOTED, || world.vmm_pids().len() >= VMS / 2);
+        world.kill_daemon();
+        for start in starts {
+            drop(start.end());
+        }
+        let settled = |vm: &serde_json::Value| vm["state"] == "running" || vm["state"] == "stopped";
+        wait_until("all are settled", BOOTED, || world.vms().iter().all(settled));
+        let running: Vec<_> =
+            world.vms().into_iter().filter(|vm| vm["state"] == "running").collect();
+        assert!(running.len() >= VMS / 2 - 2, "{} were adopted", running.len());
+        assert_eq!(
+            world.vmm_pids().len(),
+            running.len(),
+            "one VMM for each that runs, none for the others"
+        );
+        for vm in &running {
+            world.banger(["vm", "exec", vm["name"].as_str().unwrap(), "--", "true"]).succeeds();
+        }
+    });
+}
