@@ -202,7 +202,7 @@ pub fn build_debian(
             .map_err(|cause| building(release, cause))?;
         watch(Progress::Stage {
             name: "debian",
-            text: &format!("{release}, by mmdebstrap in {} mode", mode.name()),
+            text: &format!("building {release} with mmdebstrap ({} mode)", mode.name()),
         });
         artifact::write(out, |image, draft| {
             let origin = Origin { path: Path::new("mmdebstrap's output"), length: 0 };

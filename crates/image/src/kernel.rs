@@ -151,7 +151,7 @@ pub fn import_kernel_from_apt(
     artifact::in_scratch(into, |scratch| {
         watch(Progress::Stage {
             name: "download",
-            text: &format!("{package} from the host's apt"),
+            text: &format!("downloading {package} with the host's apt"),
         });
         let packages = apt::download_kernel(package, scratch, watch)?;
         import(&packages, into, watch)
@@ -168,7 +168,7 @@ fn import(
     artifact::in_scratch(into, |scratch| {
         watch(Progress::Stage {
             name: "unpack",
-            text: &format!("the kernel in {}", source.display()),
+            text: &format!("unpacking the kernel of {}", name_of(source)),
         });
         let start = start_of(source)?;
         let found = if start.starts_with(deb::MAGIC) {
@@ -180,9 +180,17 @@ fn import(
             Found { kernel: bare(source, whole(source)?)?, modules: None }
         };
         let pvh = check_bootable(source, &found.kernel.vmlinux)?;
-        watch(Progress::Stage { name: "write", text: &format!("kernel {}", found.kernel.release) });
+        watch(Progress::Stage {
+            name: "write",
+            text: &format!("writing kernel {}", found.kernel.release),
+        });
         write(found, into, pvh, source)
     })
+}
+
+/// A file as people call it: its last name.
+fn name_of(path: &Path) -> std::borrow::Cow<'_, str> {
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy()
 }
 
 struct Kernel {
@@ -298,7 +306,10 @@ fn from_packages(
                 _ => {}
             }
         }
-        watch(Progress::Stage { name: "modules", text: &format!("of {}", path.display()) });
+        watch(Progress::Stage {
+            name: "modules",
+            text: &format!("choosing modules of {}", name_of(path)),
+        });
     }
     let image = image.ok_or_else(|| KernelError::NoKernelInPackage(source.clone()))?;
     let kernel = bare(source, image)?;

@@ -194,7 +194,10 @@ pub(crate) fn fill(
             .map_err(failed("set the mode of", &tree))?;
         let identity = identity(scratch);
 
-        watch(Progress::Stage { name: "unpack", text: &origin.path.display().to_string() });
+        watch(Progress::Stage {
+            name: "unpack",
+            text: &format!("unpacking {}", origin.path.display()),
+        });
         let unpacked = unpack(source, origin, &tree, &identity, watch)?;
         let init = find_init(&tree)?;
         let attributes = attributes(unpacked.listing.xattrs, &unpacked.listing.acls, &tree)?;
@@ -203,12 +206,12 @@ pub(crate) fn fill(
 
         watch(Progress::Stage {
             name: "write",
-            text: &format!("{} entries", unpacked.listing.entries),
+            text: &format!("writing {} entries to the filesystem", unpacked.listing.entries),
         });
         ext4::make(&tree, draft, content, &unpacked.uuid, &identity)?;
         ext4::amend(draft, unpacked.listing.root, &attributes, scratch)?;
 
-        watch(Progress::Stage { name: "digest", text: "SHA-256 of the image" });
+        watch(Progress::Stage { name: "digest", text: "computing the image's digest" });
         let digest = digest(image).map_err(failed("read", draft))?;
         let metadata = image.metadata().map_err(failed("look at", draft))?;
         Ok(ImportedRootfs {

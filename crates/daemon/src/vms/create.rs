@@ -45,6 +45,7 @@ impl Daemon {
         made: impl FnOnce(&VmId),
     ) -> Result<VmRecord, Problem> {
         let sizes = self.judge(request)?;
+        operation.note(self.spec_line(request, sizes));
         if let Some(name) = &request.name {
             self.refuse_taken(name)?;
         }
@@ -99,6 +100,24 @@ impl Daemon {
             return Err(Problem::new(Code::NoSpace, message).remedy(problems::FREE_SPACE));
         }
         Ok(Sizes { cpus, memory, disk })
+    }
+
+    /// What is about to be made, on one line.
+    fn spec_line(&self, request: &CreateVm, sizes: Sizes) -> String {
+        let mut parts: Vec<String> = request.name.iter().map(ToString::to_string).collect();
+        parts.push(format!("image {}", request.image.as_ref().unwrap_or(&self.config.image)));
+        parts.extend(request.kernel.iter().map(|kernel| format!("kernel {kernel}")));
+        parts.push(if sizes.cpus == 1 {
+            "1 CPU".to_owned()
+        } else {
+            format!("{} CPUs", sizes.cpus)
+        });
+        parts.push(format!("{} memory", sizes.memory));
+        parts.push(format!("{} disk", sizes.disk));
+        if request.ephemeral {
+            parts.push("deleted when its session ends".to_owned());
+        }
+        format!("spec: {}", parts.join(", "))
     }
 
     fn refuse_taken(&self, name: &VmName) -> Result<(), Problem> {

@@ -1,0 +1,100 @@
+//! PID 1 of the initramfs, up to the moment when it becomes the image's init, or goes on as PID 1 itself.
+//!
+//! ```text
+//! /init ── modules, disks, root, names ──┬── starts @banger-agent (serves the host; outlives the init's shutdown)
+//!                                        └── becomes the image's init, or pid1.rs if there is none
+//! ```
+//!
+//! Whatever fails here is fatal: a line on the console, then the machine goes off.
+
+use std::convert::Infallible;
+use std::ffi::OsString;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::{fs, io};
+
+use crate::cmdline::{Cmdline, UnknownRoot};
+use crate::loopback::{self, LoopbackError};
+use crate::modules::{self, ModuleError, When};
+use crate::mounts::{self, MountError};
+use crate::names::{self, NameError};
+use crate::pid1::{self, Pid1Error};
+use crate::root::{self, RootError};
+use crate::spawn;
+use crate::uevents::Uevents;
+use crate::{console, shutdown};
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BootError {
+    #[error("cannot mount the kernel's file systems")]
+    KernelFileSystems(#[from] MountError),
+    #[error("cannot read the kernel's command line")]
+    ReadCmdline(#[source] io::Error),
+    #[error("the kernel's command line does not fit")]
+    Cmdline(#[from] UnknownRoot),
+    #[error("cannot listen for devices")]
+    Uevents(#[source] io::Error),
+    #[error("cannot load the kernel modules that the boot needs")]
+    Module(#[from] ModuleError),
+    #[error("cannot build the root")]
+    Root(#[from] RootError),
+    #[error("cannot start the agent's server")]
+    Server(#[source] io::Error),
+    #[error("cannot run the image's init {path}")]
+    Init {
+        path: String,
+        #[source]
+        cause: io::Error,
+    },
+    #[error("cannot go on as PID 1")]
+    Pid1(#[from] Pid1Error),
+}
+
+pub(crate) fn run() -> ! {
+    let Err(error) = boot();
+    console::say_error(&error);
+    shutdown::off(shutdown::End::PowerOff)
+}
+
+fn boot() -> Result<Infallible, BootError> {
+    mounts::kernel_file_systems()?;
+    let cmdline = fs::read_to_string("/proc/cmdline").map_err(BootError::ReadCmdline)?;
+    let cmdline = Cmdline::parse(&cmdline)?;
+    let uevents = Uevents::listen().map_err(BootError::Uevents)?;
+    let modules = modules::folder();
+    if let Some(folder) = &modules {
+        modules::load(folder, When::Boot, |error| console::say_error(&error))?;
+    }
+    root::assemble(cmdline.root, &uevents)?;
+    root::enter()?;
+    name_guest(&cmdline);
+    match image_init(&cmdline.init) {
+        Some(init) => become_init(init, modules),
+        None => Ok(pid1::run(|| spawn::server("agent", modules.as_ref()))?),
+    }
+}
+
+/// A guest without its name is odd but whole.
+fn name_guest(cmdline: &Cmdline) {
+    let done: [Result<(), Box<dyn std::error::Error>>; 2] = [
+        names::set(cmdline.name.as_deref()).map_err(|error: NameError| error.into()),
+        loopback::up().map_err(|error: LoopbackError| error.into()),
+    ];
+    for error in done.into_iter().filter_map(Result::err) {
+        console::say_error(error.as_ref());
+    }
+}
+
+/// The init to run, if the image has it and is to run it. Absolute symlinks are right by now: we are in the new root.
+fn image_init(wanted: &str) -> Option<&str> {
+    (wanted != "agent" && Path::new(wanted).exists()).then_some(wanted)
+}
+
+fn become_init(init: &str, modules: Option<OwnedFd>) -> Result<Infallible, BootError> {
+    spawn::server(init, modules.as_ref()).map_err(BootError::Server)?;
+    drop(modules);
+    // What the kernel did not know on its command line it gave to us; it is meant for the init.
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let cause = spawn::replace_by(Path::new(init), &arguments);
+    Err(BootError::Init { path: init.to_owned(), cause })
+}

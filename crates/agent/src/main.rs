@@ -1,0 +1,111 @@
+//! The program in the guest. As `/init` of the initramfs it builds the root and starts the image's own init; as that
+//! init's sibling it serves the host; as `/shutdown` it takes apart what an init cannot take apart under itself.
+//!
+//! It is one static binary, so it needs nothing of the image, and nothing of it is ever written into the image.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+mod boot;
+mod cmdline;
+mod console;
+mod disks;
+mod exec;
+mod ext4;
+mod init;
+mod loopback;
+mod modules;
+mod mounts;
+mod names;
+mod output;
+mod pid1;
+mod port;
+mod processes;
+mod root;
+mod serve;
+mod server;
+mod shutdown;
+mod spawn;
+mod uevents;
+mod users;
+mod watched;
+mod wire;
+
+/// What this process is for: told by its arguments, and decided before anything is done.
+#[derive(Debug, PartialEq, Eq)]
+enum Role {
+    /// `/init`: the first process of the initramfs.
+    Boot,
+    /// `/shutdown`: PID 1 again, after systemd-shutdown has pivoted into /run/initramfs.
+    Shutdown(shutdown::End),
+    /// `@banger-agent port INIT [MODULES-FD]`: the guest's server.
+    Port { init: OsString, modules: Option<i32> },
+    /// `banger-agent serve --listen PATH`: the same server on a unix socket.
+    Listen(PathBuf),
+}
+
+impl Role {
+    fn of(arguments: &[OsString], is_pid1: bool) -> Option<Self> {
+        let words: Vec<&[u8]> = arguments.iter().map(|word| word.as_bytes()).collect();
+        match words[..] {
+            [b"/shutdown", ref rest @ ..] if is_pid1 => {
+                Some(Role::Shutdown(shutdown::End::of(rest.first().copied())))
+            }
+            _ if is_pid1 => Some(Role::Boot),
+            [_, b"port", _] => Some(Role::Port { init: arguments[2].clone(), modules: None }),
+            [_, b"port", _, fd] => Some(Role::Port {
+                init: arguments[2].clone(),
+                modules: std::str::from_utf8(fd).ok()?.parse().ok(),
+            }),
+            [_, b"serve", b"--listen", _] => Some(Role::Listen(PathBuf::from(&arguments[3]))),
+            _ => None,
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    match Role::of(&arguments, rustix::process::getpid().is_init()) {
+        Some(Role::Boot) => boot::run(),
+        Some(Role::Shutdown(end)) => shutdown::finish(end),
+        Some(Role::Port { init, modules }) => serve::on_port(&init, modules),
+        Some(Role::Listen(path)) => serve::on_socket(&path),
+        None => {
+            console::say(&format!(
+                "{} runs in a guest, or as: banger-agent serve --listen PATH",
+                env!("CARGO_PKG_NAME")
+            ));
+            ExitCode::from(2)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn role(words: &[&str], is_pid1: bool) -> Option<Role> {
+        Role::of(&words.iter().map(OsString::from).collect::<Vec<_>>(), is_pid1)
+    }
+
+    #[test]
+    fn pid_1_boots_whatever_the_kernel_command_line_adds_to_its_arguments() {
+        assert_eq!(role(&["/init", "serve", "--listen", "x"], true), Some(Role::Boot));
+        assert_eq!(role(&["/shutdown", "poweroff"], false), None);
+    }
+
+    #[test]
+    fn systemd_shutdown_says_how_to_end() {
+        assert_eq!(
+            role(&["/shutdown", "reboot"], true),
+            Some(Role::Shutdown(shutdown::End::Reboot))
+        );
+        assert_eq!(
+            role(&["/shutdown", "halt"], true),
+            Some(Role::Shutdown(shutdown::End::PowerOff))
+        );
+        assert_eq!(role(&["/shutdown"], true), Some(Role::Shutdown(shutdown::End::PowerOff)));
+    }
+}

@@ -1,0 +1,110 @@
+//! Loads the kernel modules that the kernel's own cpio brought, in the order that its list says.
+//!
+//! `list` has one line per module, `boot FILE` or `late FILE`: what the disks and the port need, and what can wait until
+//! the guest is ready. A loaded module's file is removed, since the initramfs is memory.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{AtFlags, Mode, OFlags, openat, unlinkat};
+use rustix::io::Errno;
+
+const FOLDER: &str = "/lib/banger/modules";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum When {
+    Boot,
+    Late,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ModuleError {
+    #[error("cannot read the list of kernel modules, {FOLDER}/list")]
+    List(#[source] io::Error),
+    #[error(
+        "the list of kernel modules has the line {0:?}, which is neither \"boot FILE\" nor \"late FILE\""
+    )]
+    Line(String),
+    #[error("cannot load the kernel module {file}")]
+    Load {
+        file: String,
+        #[source]
+        cause: io::Error,
+    },
+}
+
+/// The folder of the modules; `None` when the kernel has everything built in.
+/// It stays reachable by this file descriptor after the root has changed.
+pub(crate) fn folder() -> Option<OwnedFd> {
+    rustix::fs::open(FOLDER, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .ok()
+}
+
+/// Loads all modules of that time; the first failure ends it when they are needed to boot, else each is told to `failed`.
+pub(crate) fn load(
+    folder: impl AsFd,
+    when: When,
+    mut failed: impl FnMut(ModuleError),
+) -> Result<(), ModuleError> {
+    let mut text = String::new();
+    let list = openat(&folder, "list", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+    list.map_err(io::Error::from)
+        .and_then(|list| File::from(list).read_to_string(&mut text))
+        .map_err(ModuleError::List)?;
+    for file in parse(&text, when)? {
+        match load_one(&folder, file) {
+            Err(error) if when == When::Boot => return Err(error),
+            Err(error) => failed(error),
+            Ok(()) => {}
+        }
+    }
+    Ok(())
+}
+
+fn parse(text: &str, wanted: When) -> Result<Vec<&str>, ModuleError> {
+    let mut files = Vec::new();
+    for line in text.lines() {
+        let (when, file) = match line.split_once(' ') {
+            Some(("boot", file)) => (When::Boot, file),
+            Some(("late", file)) => (When::Late, file),
+            _ => return Err(ModuleError::Line(line.to_owned())),
+        };
+        if when == wanted {
+            files.push(file);
+        }
+    }
+    Ok(files)
+}
+
+fn load_one(folder: impl AsFd, file: &str) -> Result<(), ModuleError> {
+    let failed = |errno: Errno| ModuleError::Load { file: file.to_owned(), cause: errno.into() };
+    let module =
+        openat(&folder, file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
+    match rustix::system::finit_module(&module, c"", 0) {
+        // EEXIST: built in, or loaded by something that was quicker.
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(errno) => return Err(failed(errno)),
+    }
+    // A file that stays costs its memory, nothing else.
+    unlinkat(&folder, file, AtFlags::empty()).ok();
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_time_has_its_modules_in_the_order_of_the_list() {
+        let text = "boot virtio_ring.ko\nlate nft.ko\nboot virtio.ko\n";
+        assert_eq!(parse(text, When::Boot).unwrap(), ["virtio_ring.ko", "virtio.ko"]);
+        assert_eq!(parse(text, When::Late).unwrap(), ["nft.ko"]);
+    }
+
+    #[test]
+    fn a_line_that_is_no_module_is_refused_with_its_text() {
+        let error = parse("boot a.ko\nsoon b.ko\n", When::Boot).unwrap_err();
+        assert!(error.to_string().contains("soon b.ko"), "{error}");
+    }
+}

@@ -1,0 +1,119 @@
+//! The guest's server as a process: what it needs of the machine, and where it listens.
+
+use std::convert::Infallible;
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use rustix::process::{Resource, Rlimit, setrlimit};
+use tokio::net::UnixListener;
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::init::Init;
+use crate::modules::{self, When};
+use crate::port::{self, PortError};
+use crate::server::{self, Guest};
+use crate::{console, spawn};
+
+#[derive(Debug, thiserror::Error)]
+enum ServeError {
+    #[error("cannot start the server")]
+    Runtime(#[source] io::Error),
+    #[error("cannot serve the host")]
+    Port(#[from] PortError),
+    #[error("cannot listen on {path}")]
+    Listen {
+        path: PathBuf,
+        #[source]
+        cause: io::Error,
+    },
+}
+
+/// In a guest: serves the host over the port. `modules` is the folder of the kernel modules that can wait.
+pub(crate) fn on_port(init: &OsStr, modules: Option<RawFd>) -> ExitCode {
+    let modules = modules.and_then(spawn::inherited);
+    protect();
+    end(run_on_port(init, modules))
+}
+
+fn run_on_port(init: &OsStr, modules: Option<OwnedFd>) -> Result<Infallible, ServeError> {
+    let port = port::open()?;
+    let guest = Arc::new(Guest::new(Init::of(Path::new(init))));
+    runtime()?.block_on(async {
+        outlive_shutdown().map_err(ServeError::Runtime)?;
+        let (tell, ready) = tokio::sync::oneshot::channel();
+        drop(tokio::spawn(after_ready(ready, Arc::clone(&guest), modules)));
+        Ok(port::serve(port, guest, tell).await?)
+    })
+}
+
+/// What can wait until the host has its answer, or until it seems that none will come.
+async fn after_ready(
+    ready: tokio::sync::oneshot::Receiver<()>,
+    guest: Arc<Guest>,
+    modules: Option<OwnedFd>,
+) {
+    const LONG_ENOUGH: std::time::Duration = std::time::Duration::from_secs(10);
+    drop(tokio::time::timeout(LONG_ENOUGH, ready).await);
+    guest.install_end().await;
+    if let Some(folder) = modules {
+        let load = move || {
+            if let Err(error) =
+                modules::load(&folder, When::Late, |error| console::say_error(&error))
+            {
+                console::say_error(&error);
+            }
+        };
+        drop(tokio::task::spawn_blocking(load).await);
+    }
+}
+
+/// On a unix socket, for tests and for hosts that bring their own channel.
+pub(crate) fn on_socket(path: &Path) -> ExitCode {
+    end(run_on_socket(path))
+}
+
+fn run_on_socket(path: &Path) -> Result<Infallible, ServeError> {
+    let failed = |cause| ServeError::Listen { path: path.to_owned(), cause };
+    let guest = Arc::new(Guest::new(Init::None));
+    runtime()?.block_on(async {
+        let listener = UnixListener::bind(path).map_err(failed)?;
+        loop {
+            let (stream, _) = listener.accept().await.map_err(failed)?;
+            drop(tokio::spawn(server::connection(stream, Arc::clone(&guest))));
+        }
+    })
+}
+
+fn end(result: Result<Infallible, ServeError>) -> ExitCode {
+    let Err(error) = result;
+    console::say_error(&error);
+    ExitCode::FAILURE
+}
+
+/// One thread: the server waits more than it works, and a guest may have one processor.
+fn runtime() -> Result<Runtime, ServeError> {
+    Builder::new_current_thread().enable_all().build().map_err(ServeError::Runtime)
+}
+
+/// The guest must stay reachable when its memory runs out, and commands may open as many files as services may.
+fn protect() {
+    const FILES: u64 = 524_288;
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "-1000") {
+        console::say(&format!("cannot protect the server when memory runs out: {error}"));
+    }
+    setrlimit(Resource::Nofile, Rlimit { current: Some(1024), maximum: Some(FILES) }).ok();
+}
+
+/// Inits and people end "all processes" with these. A handler, not SIG_IGN: what we start must not inherit it.
+fn outlive_shutdown() -> io::Result<()> {
+    for kind in [SignalKind::terminate(), SignalKind::hangup(), SignalKind::interrupt()] {
+        // The handler stays when nobody listens any more (tokio, "caveats" of signal::unix).
+        drop(signal(kind)?);
+    }
+    Ok(())
+}

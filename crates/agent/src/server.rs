@@ -1,0 +1,159 @@
+//! What the agent answers: HTTP/1.1 on any byte stream, one connection each.
+//!
+//! ```text
+//! GET  /v1/exec      WebSocket: a command, see exec.rs
+//! GET  /v1/init      what PID 1 is and how far, once it has started what it starts
+//! GET  /v1/health    200 {"uptime_ms": ..}
+//! POST /v1/shutdown  202 when all is on the disks; then PID 1 is asked to turn the guest off
+//! ```
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use banger_api::client::websocket_config;
+use banger_api::{Code, Problem};
+use bytes::Bytes;
+use http::header::{
+    CONNECTION, CONTENT_TYPE, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE,
+};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::OnceCell;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::Role;
+
+use crate::init::{Init, InitError};
+use crate::{console, exec, shutdown};
+
+type Reply = Response<Full<Bytes>>;
+
+/// What the answers depend on.
+#[derive(Debug)]
+pub(crate) struct Guest {
+    init: Init,
+    end_is_installed: OnceCell<()>,
+}
+
+impl Guest {
+    pub(crate) fn new(init: Init) -> Self {
+        Self { init, end_is_installed: OnceCell::new() }
+    }
+
+    /// Sees to it, once, that an init which hands over at its end finds us.
+    pub(crate) async fn install_end(&self) {
+        let install = async {
+            if self.init == Init::Systemd {
+                // A task that was cancelled: the runtime ends.
+                if let Ok(Err(error)) = tokio::task::spawn_blocking(shutdown::install).await {
+                    console::say(&format!("cannot write /run/initramfs/shutdown: {error}"));
+                }
+            }
+        };
+        self.end_is_installed.get_or_init(|| install).await;
+    }
+}
+
+/// Serves a connection to its end. How it ended is the other side's business.
+pub(crate) async fn connection<S>(stream: S, guest: Arc<Guest>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = service_fn(move |request| answer(request, Arc::clone(&guest)));
+    let served =
+        hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+    drop(served.with_upgrades().await);
+}
+
+async fn answer(request: Request<Incoming>, guest: Arc<Guest>) -> Result<Reply, Infallible> {
+    let reply = match (request.method(), request.uri().path()) {
+        (&Method::GET, "/v1/exec") => upgrade(request),
+        (&Method::GET, "/v1/init") => match guest.init.state().await {
+            Ok(state) => json(StatusCode::OK, &state),
+            Err(error) => problem(StatusCode::INTERNAL_SERVER_ERROR, &error),
+        },
+        (&Method::GET, "/v1/health") => {
+            json(StatusCode::OK, &serde_json::json!({ "uptime_ms": uptime_ms() }))
+        }
+        (&Method::POST, "/v1/shutdown") => power_off(guest).await,
+        (method, path) => {
+            let problem = Problem::new(Code::NotFound, format!("the agent has no {method} {path}"));
+            json(StatusCode::NOT_FOUND, &problem)
+        }
+    };
+    Ok(reply)
+}
+
+fn json(status: StatusCode, value: &impl serde::Serialize) -> Reply {
+    let body =
+        serde_json::to_vec(value).expect("replies are plain data, which always has a JSON form");
+    let mut reply = Response::new(Full::new(Bytes::from(body)));
+    *reply.status_mut() = status;
+    reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    reply
+}
+
+fn problem(status: StatusCode, error: &InitError) -> Reply {
+    json(status, &Problem::from_error(Code::Guest, error))
+}
+
+/// Time since the guest booted, time asleep included.
+fn uptime_ms() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let ms = i128::from(now.tv_sec) * 1000 + i128::from(now.tv_nsec) / 1_000_000;
+    u64::try_from(ms).unwrap_or_default()
+}
+
+/// Turns the connection into a WebSocket that carries an exec (RFC 6455, 4.2).
+fn upgrade(request: Request<Incoming>) -> Reply {
+    let headers = request.headers();
+    let wants_websocket = headers
+        .get(UPGRADE)
+        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"));
+    let accept = headers.get(SEC_WEBSOCKET_KEY).map(|key| derive_accept_key(key.as_bytes()));
+    let Some(accept) =
+        accept.filter(|_| wants_websocket).and_then(|accept| HeaderValue::try_from(accept).ok())
+    else {
+        return json(
+            StatusCode::BAD_REQUEST,
+            &Problem::new(Code::Invalid, "/v1/exec is a WebSocket"),
+        );
+    };
+    drop(tokio::spawn(async move {
+        // An upgrade that fails is a connection that has ended.
+        if let Ok(upgraded) = hyper::upgrade::on(request).await {
+            let stream = TokioIo::new(upgraded);
+            exec::serve(
+                WebSocketStream::from_raw_socket(stream, Role::Server, Some(websocket_config()))
+                    .await,
+            )
+            .await;
+        }
+    }));
+    let mut reply = Response::new(Full::default());
+    *reply.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = reply.headers_mut();
+    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
+    reply
+}
+
+/// Answers when everything written so far is on the disks, and asks PID 1 beside the answer: the guest may take it away.
+async fn power_off(guest: Arc<Guest>) -> Reply {
+    if guest.init == Init::None {
+        return problem(StatusCode::CONFLICT, &InitError::NotAGuest);
+    }
+    guest.install_end().await;
+    drop(tokio::task::spawn_blocking(rustix::fs::sync).await);
+    drop(tokio::spawn(async move {
+        if let Err(error) = guest.init.power_off().await {
+            console::say_error(&error);
+        }
+    }));
+    json(StatusCode::ACCEPTED, &serde_json::json!({}))
+}

@@ -1,0 +1,97 @@
+//! The verbs: one file each, which holds its help, its arguments and what it does.
+
+mod bench;
+mod completion;
+mod daemon;
+mod doctor;
+mod duration;
+mod image;
+mod kernel;
+mod targets;
+mod vm;
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use banger_api::{Code, Problem};
+
+use clap::Subcommand;
+
+use crate::context::Context;
+use crate::failure::Failure;
+
+/// The exit status of a command that did what it was asked.
+pub(crate) const DONE: u8 = 0;
+/// Of one that failed.
+pub(crate) const FAILED: u8 = 1;
+/// Of a verb that passes on a guest command's status, when banger itself failed or was misused.
+const BANGER_FAILED: u8 = 125;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Noun {
+    /// Make VMs, run commands in them, look at them, delete them
+    #[command(subcommand)]
+    Vm(vm::Verb),
+    /// Root filesystems that VMs boot from
+    #[command(subcommand)]
+    Image(image::Verb),
+    /// Kernels that VMs boot
+    #[command(subcommand)]
+    Kernel(kernel::Verb),
+    /// The daemon that works for you in the background
+    #[command(subcommand)]
+    Daemon(daemon::Verb),
+    Doctor(doctor::Args),
+    /// Measure this host, against the VMM alone
+    #[command(subcommand)]
+    Bench(bench::Verb),
+    Completion(completion::Args),
+}
+
+impl Noun {
+    pub(crate) async fn run(self, context: &Context) -> Result<u8, Failure> {
+        match self {
+            Noun::Vm(verb) => verb.run(context).await,
+            Noun::Image(verb) => verb.run(context).await,
+            Noun::Kernel(verb) => verb.run(context).await,
+            Noun::Daemon(verb) => verb.run(context).await,
+            Noun::Bench(verb) => verb.run(context).await,
+            Noun::Doctor(args) => doctor::run(args, context).await,
+            Noun::Completion(args) => completion::run(args),
+        }
+    }
+
+    /// What a problem exits with: distinct from what a guest's command is likely to.
+    pub(crate) fn status_of_a_failure(&self) -> u8 {
+        match self {
+            Noun::Vm(vm::Verb::Run(_) | vm::Verb::Exec(_)) => BANGER_FAILED,
+            _ => FAILED,
+        }
+    }
+}
+
+/// Shows clap's message. Help is no misuse; a misused `vm run` or `vm exec` must not look like the command's status 2.
+pub(crate) fn misused(error: &clap::Error) -> ExitCode {
+    if error.print().is_err() {
+        return ExitCode::from(crate::failure::STDOUT_CLOSED);
+    }
+    if !error.use_stderr() {
+        return ExitCode::SUCCESS;
+    }
+    ExitCode::from(if passes_on_a_status(std::env::args_os().skip(1)) { BANGER_FAILED } else { 2 })
+}
+
+fn passes_on_a_status(arguments: impl Iterator<Item = OsString>) -> bool {
+    let words: Vec<OsString> = arguments.take_while(|argument| argument != "--").collect();
+    words.windows(2).any(|pair| pair[0] == "vm" && (pair[1] == "run" || pair[1] == "exec"))
+}
+
+/// A file that the user named, as the daemon, which has another working directory, can find it.
+fn absolute(path: &Path) -> Result<PathBuf, Problem> {
+    let refuse = |error: &std::io::Error| {
+        Problem::new(Code::NotFound, format!("cannot read {}", path.display())).cause(error)
+    };
+    std::fs::metadata(path).map_err(|error| refuse(&error))?;
+    std::path::absolute(path).map_err(|error| refuse(&error))
+}

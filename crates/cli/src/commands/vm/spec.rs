@@ -1,0 +1,45 @@
+//! The flags that say what a VM is made of, for `run` and `create`.
+
+use banger_api::vm::CreateVm;
+use banger_api::{ImageName, KernelName, Size, VmName};
+
+use crate::completion;
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "The VM")]
+pub(crate) struct Spec {
+    /// Its name; made up if not given
+    #[arg(long, value_parser = VmName::parse)]
+    name: Option<VmName>,
+    /// The image it boots; fetched or built if missing
+    #[arg(long, value_parser = ImageName::parse, add = completion::image_names())]
+    image: Option<ImageName>,
+    /// The kernel it boots, if not the image's own
+    #[arg(long, value_parser = KernelName::parse, add = completion::kernel_names())]
+    kernel: Option<KernelName>,
+    /// How many CPUs it has
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), allow_hyphen_values = true)]
+    cpus: Option<u32>,
+    /// Memory, such as 512M or 2G; a bare number is MiB
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    memory: Option<Size>,
+    /// Size of its disk, such as 8G; a bare number is MiB
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    disk: Option<Size>,
+}
+
+impl Spec {
+    pub(crate) fn request(self, start: bool, ephemeral: bool) -> CreateVm {
+        let Self { name, image, kernel, cpus, memory, disk } = self;
+        CreateVm {
+            name,
+            image,
+            kernel,
+            cpus,
+            memory_bytes: memory,
+            disk_bytes: disk,
+            start,
+            ephemeral,
+        }
+    }
+}

@@ -1,0 +1,490 @@
+//! What a user sees: stdout, stderr and exit status, word for word.
+
+#![expect(clippy::unwrap_used, reason = "where a test unwraps, it claims")]
+
+mod support;
+
+use snapbox::str;
+use support::World;
+
+#[test]
+fn a_list_is_a_table() {
+    World::with_daemon().banger(&["vm", "list"]).assert().code(0).stderr_eq("").stdout_eq(str![[
+        r#"
+NAME  STATE    IMAGE            CPU  MEM    DISK   AGE
+db    stopped  debian:bookworm  2    1 GiB  8 GiB  2d
+old   error    debian:bookworm  2    1 GiB  8 GiB  2d
+web   running  debian:bookworm  2    1 GiB  8 GiB  2d
+
+"#
+    ]]);
+}
+
+#[test]
+fn a_quiet_list_is_names() {
+    World::with_daemon().banger(&["vm", "ls", "-q"]).assert().code(0).stdout_eq("db\nold\nweb\n");
+}
+
+#[test]
+fn a_json_list_is_an_array_on_one_line() {
+    let world = World::with_daemon();
+    let output = world.banger(&["vm", "list", "--format", "json"]).output().unwrap();
+    let vms: Vec<banger_api::vm::Vm> = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(vms.len(), 3);
+    assert_eq!(output.stdout.iter().filter(|&&byte| byte == b'\n').count(), 1);
+}
+
+#[test]
+fn show_tells_what_went_wrong_last_and_what_to_do() {
+    World::with_daemon().banger(&["vm", "show", "old"]).assert().code(0).stdout_eq(str![[r#"
+name     old
+id       0123abcd
+state    error
+image    debian:bookworm
+kernel   6.1.0-56-cloud-amd64
+cpus     2
+memory   1 GiB
+disk     8 GiB
+created  [..] (2d ago)
+problem  cannot remove the disk
+try      delete it again
+
+"#]]);
+}
+
+#[test]
+fn good_targets_go_on_when_others_are_wrong_and_every_line_names_its_vm() {
+    let world = World::with_daemon();
+    let output =
+        world.banger(&["vm", "stop", "web", "nobody", "No_Name", "db", "web"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let sorted = |bytes: &[u8]| {
+        let mut lines: Vec<String> =
+            String::from_utf8_lossy(bytes).lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    assert_eq!(sorted(&output.stdout), ["db: stopped", "web: running"]);
+    assert_eq!(
+        sorted(&output.stderr),
+        [
+            "  both are made of a-z, 0-9 and -, at most 63 of them",
+            "db: working…",
+            "error: \"No_Name\" is no VM's name or id",
+            "error: there is no VM nobody",
+            "try: see `banger vm list`",
+            "try: see `banger vm list`",
+            "web: working…",
+        ]
+    );
+}
+
+#[test]
+fn json_errors_are_problems_that_name_their_target() {
+    let world = World::with_daemon();
+    world
+        .banger(&["--format", "json", "vm", "delete", "nobody", "web"])
+        .assert()
+        .code(1)
+        .stdout_eq("{\"deleted\":\"web\"}\n")
+        .stderr_eq(str![[r#"
+{"target":"nobody","code":"not_found","message":"there is no VM nobody","causes":[],"remedy":"see `banger vm list`"}
+
+"#]]);
+}
+
+#[test]
+fn an_image_in_use_is_not_deleted_and_its_slash_is_no_path() {
+    let world = World::with_daemon();
+    world.banger(&["image", "rm", "example/a:1"]).assert().code(1).stderr_eq(str![[r#"
+error: image example/a:1 is used by web
+
+"#]]);
+    assert!(world.saw("DELETE /v1/images/example%2Fa:1"));
+}
+
+#[test]
+fn prune_without_a_terminal_needs_force() {
+    let world = World::with_daemon();
+    world.banger(&["vm", "prune"]).assert().code(1).stdout_eq("").stderr_eq(str![[r#"
+error: prune deletes disks, and there is no terminal to ask on
+try: `banger vm prune -f` asks no question
+
+"#]]);
+    assert!(!world.saw("POST /v1/vms/prune"));
+    world
+        .banger(&["vm", "prune", "-f", "--quiet"])
+        .assert()
+        .code(0)
+        .stdout_eq("db\nold\n")
+        .stderr_eq("");
+    world.banger(&["vm", "prune", "-f"]).assert().code(0).stdout_eq(str![[r#"
+db: deleted
+old: deleted
+3 GiB freed
+
+"#]]);
+}
+
+#[test]
+fn logs_are_printed_as_they_are() {
+    World::with_daemon()
+        .banger(&["vm", "logs", "web"])
+        .assert()
+        .code(0)
+        .stdout_eq("one\ntwo\n")
+        .stderr_eq("");
+}
+
+#[test]
+fn doctor_shows_verdicts_and_remedies_and_a_warning_is_no_failure() {
+    World::with_daemon().banger(&["doctor"]).assert().code(0).stdout_eq(str![[r#"
+WARN  kvm   no guest runs
+            try: use a host with KVM
+PASS  qemu  7.2
+
+"#]]);
+}
+
+#[test]
+fn doctor_reports_a_daemon_that_cannot_start() {
+    World::without_daemon().banger(&["doctor"]).assert().code(1).stdout_eq(str![[r#"
+FAIL  daemon  cannot start the daemon: no program `bangerd` beside `banger` or in PATH
+              try: install `bangerd` beside `banger`
+
+"#]]);
+}
+
+#[test]
+fn a_missing_daemon_program_is_a_problem_with_a_remedy() {
+    World::without_daemon().banger(&["vm", "list"]).assert().code(1).stdout_eq("").stderr_eq(str![
+        [r#"
+error: cannot start the daemon: no program `bangerd` beside `banger` or in PATH
+try: install `bangerd` beside `banger`
+
+"#]
+    ]);
+}
+
+#[test]
+fn daemon_status_starts_nothing_and_says_so() {
+    let world = World::without_daemon();
+    world.banger(&["daemon", "status"]).assert().code(1).stdout_eq(str![[r#"
+not running (nobody listens at [..]/run/banger.sock)
+
+"#]]);
+    world.banger(&["daemon", "status", "--format", "json"]).assert().code(1).stdout_eq("null\n");
+    world.banger(&["daemon", "stop"]).assert().code(0).stdout_eq("not running\n");
+    assert_eq!(std::fs::read_dir(world.home()).unwrap().count(), 0, "nothing was made");
+}
+
+#[test]
+fn a_relative_banger_home_is_refused_by_name() {
+    let world = World::without_daemon();
+    world.banger(&["vm", "list"]).env("BANGER_HOME", "here").assert().code(1).stderr_eq(str![[
+        r#"
+error: BANGER_HOME is "here", which is not an absolute path
+
+"#
+    ]]);
+}
+
+#[test]
+fn run_refuses_what_does_not_go_together_before_anything_is_made() {
+    let world = World::with_daemon();
+    world.banger(&["vm", "run", "-d", "--rm"]).assert().code(125).stderr_eq(str![[r#"
+error: the argument '--detach' cannot be used with '--rm'
+
+Usage: banger vm run --detach [-- <CMD>...]
+
+For more information, try '--help'.
+
+"#]]);
+    world.banger(&["vm", "run", "-d", "--", "true"]).assert().code(125).stderr_eq(str![[r#"
+error: the argument '--detach' cannot be used with '[CMD]...'
+
+Usage: banger vm run --detach [-- <CMD>...]
+
+For more information, try '--help'.
+
+"#]]);
+    assert!(world.requests().is_empty());
+}
+
+#[test]
+fn what_is_no_positive_size_or_number_is_refused_by_the_flags_name() {
+    let world = World::with_daemon();
+    for (flag, value, rule) in [
+        ("--cpus", "0", "0 is not in 1.."),
+        ("--cpus", "-1", "-1 is not in 1.."),
+        ("--memory", "0", "it must be more than zero"),
+        ("--memory", "-2G", "write a whole number and a unit"),
+        ("--disk", "8GB", "the units are K, M, G, T"),
+        ("--name", "Web", "only a-z, 0-9 and - are allowed (a DNS label)"),
+    ] {
+        for verb in ["run", "create"] {
+            let output = world.banger(&["vm", verb, flag, value]).output().unwrap();
+            let stderr = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(if verb == "run" { 125 } else { 2 }), "{stderr}");
+            assert!(stderr.contains(flag) && stderr.contains(rule), "{flag} {value}: {stderr}");
+        }
+    }
+    assert!(world.requests().is_empty());
+}
+
+#[test]
+fn an_unknown_flag_is_claps_to_explain() {
+    World::without_daemon()
+        .banger(&["vm", "list", "--colour"])
+        .assert()
+        .code(2)
+        .stdout_eq("")
+        .stderr_eq(str![[r#"
+error: unexpected argument '--colour' found
+
+Usage: banger vm list [OPTIONS]
+
+For more information, try '--help'.
+
+"#]]);
+}
+
+#[test]
+fn a_start_that_fails_shows_its_problem_and_the_operation() {
+    World::with_daemon().banger(&["vm", "run", "--name", "doomed"]).assert().code(125).stderr_eq(
+        str![[r#"
+error: cannot start doomed
+  the guest's kernel did not boot
+try: see `banger vm logs doomed`
+operation 0p0p0p0p
+
+"#]],
+    );
+}
+
+#[test]
+fn a_daemon_that_dies_in_the_middle_is_no_success() {
+    World::with_daemon().banger(&["vm", "create", "--name", "cut-off"]).assert().code(1).stderr_eq(
+        str![[r#"
+error: the daemon ended before it said how the work went
+try: see `banger daemon status` and `banger vm list`
+operation 0p0p0p0p
+
+"#]],
+    );
+}
+
+#[test]
+fn a_detached_run_prints_the_vms_name() {
+    let world = World::with_daemon();
+    world.banger(&["vm", "run", "-dq"]).assert().code(0).stdout_eq("brave-otter\n").stderr_eq("");
+    world
+        .banger(&["vm", "run", "-d", "--name", "x", "--cpus", "2", "--memory", "2G"])
+        .assert()
+        .code(0)
+        .stdout_eq("x: running\n");
+    assert!(world.saw(
+        r#"POST /v1/vms {"name":"x","image":null,"kernel":null,"cpus":2,"memory_bytes":2147483648,"disk_bytes":null,"start":true,"ephemeral":false}"#
+    ));
+    let output = world.banger(&["vm", "run", "-d", "--format", "json"]).output().unwrap();
+    let vm: banger_api::vm::Vm = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(vm.name.as_str(), "brave-otter");
+    assert!(output.stderr.is_empty(), "JSON has no progress");
+}
+
+#[test]
+fn a_daemon_of_another_version_is_named_with_the_way_out() {
+    let world = World::without_daemon();
+    std::fs::create_dir_all(world.socket().parent().unwrap()).unwrap();
+    let listener = std::os::unix::net::UnixListener::bind(world.socket()).unwrap();
+    std::thread::spawn(move || {
+        use std::io::{Read, Write};
+        for connection in listener.incoming() {
+            let mut connection = connection.unwrap();
+            let mut request = [0; 4096];
+            // The first connection only looks whether somebody listens.
+            if connection.read(&mut request).unwrap() > 0 {
+                connection
+                    .write_all(b"HTTP/1.1 200 OK\r\nbanger-version: 99 9.9.9\r\ncontent-length: 2\r\n\r\n[]")
+                    .unwrap();
+            }
+        }
+    });
+    world.banger(&["vm", "list"]).assert().code(1).stderr_eq(str![[r#"
+error: the daemon is of another version: it is 99 9.9.9, this is 1 [..]
+try: run `banger daemon stop` and repeat the command: it starts this version's daemon, and running VMs live on
+
+"#]]);
+}
+
+#[test]
+fn a_shell_that_completes_gets_live_names_and_never_starts_a_daemon() {
+    let ask = |world: &World| {
+        world
+            .banger(&["--", "banger", "vm", "stop", "d"])
+            .env("COMPLETE", "bash")
+            .env("_CLAP_COMPLETE_INDEX", "3")
+            .env("_CLAP_COMPLETE_COMP_TYPE", "9")
+            .env("_CLAP_COMPLETE_SPACE", "true")
+            .env("_CLAP_IFS", "\n")
+    };
+    ask(&World::with_daemon()).assert().code(0).stdout_eq("db").stderr_eq("");
+    let without = World::without_daemon();
+    ask(&without).assert().code(0).stdout_eq("").stderr_eq("");
+    assert_eq!(std::fs::read_dir(without.home()).unwrap().count(), 0);
+}
+
+#[test]
+fn there_is_a_script_for_each_common_shell() {
+    let world = World::without_daemon();
+    for shell in ["bash", "zsh", "fish"] {
+        let output = world.banger(&["completion", shell]).output().unwrap();
+        assert!(output.status.success());
+        assert!(String::from_utf8(output.stdout).unwrap().contains("COMPLETE"), "{shell}");
+    }
+}
+
+#[test]
+fn help_is_one_screen_for_a_newcomer() {
+    let world = World::without_daemon();
+    let help =
+        |words: &[&str]| world.banger(words).env("COLUMNS", "100").assert().code(0).stderr_eq("");
+    help(&["--help"]).stdout_eq(str![[r#"
+Development sandboxes on microVMs: disposable Linux machines with their own kernel
+
+Usage: banger [OPTIONS] <COMMAND>
+
+Commands:
+  vm          Make VMs, run commands in them, look at them, delete them
+  image       Root filesystems that VMs boot from
+  kernel      Kernels that VMs boot
+  daemon      The daemon that works for you in the background
+  doctor      Look whether this host is fit for VMs, and say what to do where it is not
+  completion  Print a script that makes a shell complete banger's words, and live names of VMs
+  help        Print this message or the help of the given subcommand(s)
+
+Options:
+      --format <FORMAT>  How results and errors are written; json: one document a line [possible
+                         values: human, json]
+  -q, --quiet            No progress and no hints; lists show names only
+  -h, --help             Print help
+  -V, --version          Print version
+
+Results go to stdout, everything else to stderr. The first command that needs the daemon starts it.
+
+Examples:
+  banger vm run                      a new VM and a shell in it
+  banger vm run --rm -- uname -a     one command in a VM that is gone afterwards
+  banger vm list                     what there is
+  banger doctor                      whether this host is fit, and what to do if not
+
+"#]]);
+    help(&["vm", "--help"]).stdout_eq(str![[r#"
+Make VMs, run commands in them, look at them, delete them
+
+Usage: banger vm [OPTIONS] <COMMAND>
+
+Commands:
+  run      Make a VM, start it, and run a command or a shell in it
+  exec     Run a command or a shell in a running VM
+  list     List the VMs there are [alias: ls]
+  show     Show everything there is to know of a VM, and what went wrong with it last
+  create   Make a VM without starting it
+  start    Start VMs that do not run
+  stop     Shut VMs down; their disks stay
+  restart  Stop VMs and start them again
+  kill     End VMs at once, as pulling the plug would; writes that were not synced are lost
+  delete   Delete VMs with their disks, running or not [alias: rm]
+  prune    Delete every VM that does not run, after a question
+  logs     Print what a VM's kernel, init and agent wrote to its console
+  help     Print this message or the help of the given subcommand(s)
+
+Options:
+      --format <FORMAT>  How results and errors are written; json: one document a line [possible
+                         values: human, json]
+  -q, --quiet            No progress and no hints; lists show names only
+  -h, --help             Print help
+
+"#]]);
+    help(&["vm", "run", "--help"]).stdout_eq(str![[r#"
+Make a VM, start it, and run a command or a shell in it
+
+Usage: banger vm run [OPTIONS] [-- <CMD>...]
+
+Options:
+      --format <FORMAT>  How results and errors are written; json: one document a line [possible
+                         values: human, json]
+      --rm               Delete the VM and its disk when the command ends, whatever its status
+  -d, --detach           Return when the VM is ready, and print its name
+  -q, --quiet            No progress and no hints; lists show names only
+      --wait <WHAT>      Wait before the command starts until the guest's init has started
+                         everything it wants to [possible values: init]
+  -h, --help             Print help
+
+The VM:
+      --name <NAME>      Its name; made up if not given
+      --image <IMAGE>    The image it boots; fetched or built if missing
+      --kernel <KERNEL>  The kernel it boots, if not the image's own
+      --cpus <N>         How many CPUs it has
+      --memory <SIZE>    Memory, such as 512M or 2G; a bare number is MiB
+      --disk <SIZE>      Size of its disk, such as 8G; a bare number is MiB
+
+The command:
+  -t, --tty                Give it a terminal, even if stdin or stdout is none
+  -T, --no-tty             Give it no terminal, even if stdin and stdout are one
+  -n, --no-stdin           Let it read an empty stdin instead of ours, as loops over lines need it
+  -e, --env <KEY[=VALUE]>  A variable of its environment; KEY alone takes the value from ours
+  -w, --workdir <FOLDER>   The folder it starts in; the user's home if not given
+  -u, --user <USER>        The user it runs as: NAME, UID, NAME:GROUP or UID:GID; root if not given
+  [CMD]...                 The command and its arguments, passed on word for word
+
+Image and kernel are made first where they are missing. Without a command: a login shell. The VM
+stays when the command ends, unless --rm was given. Exits with the command's own status, 128+n if
+signal n ended it; 125 if banger failed, 126 if the command cannot be executed, 127 if there is none
+of that name.
+
+Examples:
+  banger vm run                                         a shell in a new VM
+  banger vm run --rm -- sh -c 'uname -r; exit 3'        one command, nothing left, status 3
+  banger vm run -d --name web --memory 2G               start it and come back
+  tar c . | banger vm run --rm -w /tmp -- tar x         stdin goes to the command
+
+"#]]);
+    help(&["vm", "exec", "--help"]).stdout_eq(str![[r#"
+Run a command or a shell in a running VM
+
+Usage: banger vm exec [OPTIONS] <VM> [-- <CMD>...]
+
+Arguments:
+  <VM>  Its name or id, or the beginning of one
+
+Options:
+      --format <FORMAT>  How results and errors are written; json: one document a line [possible
+                         values: human, json]
+  -q, --quiet            No progress and no hints; lists show names only
+  -h, --help             Print help
+
+The command:
+  -t, --tty                Give it a terminal, even if stdin or stdout is none
+  -T, --no-tty             Give it no terminal, even if stdin and stdout are one
+  -n, --no-stdin           Let it read an empty stdin instead of ours, as loops over lines need it
+  -e, --env <KEY[=VALUE]>  A variable of its environment; KEY alone takes the value from ours
+  -w, --workdir <FOLDER>   The folder it starts in; the user's home if not given
+  -u, --user <USER>        The user it runs as: NAME, UID, NAME:GROUP or UID:GID; root if not given
+      --timeout <TIME>     End the command after this time, such as 30s or 5m
+  [CMD]...                 The command and its arguments, passed on word for word
+
+Words after -- are passed on as they are; no shell looks at them. Exits with the command's own
+status, 128+n if signal n ended it; 124 if its time was up, 125 if banger failed, 126 if the command
+cannot be executed, 127 if there is none of that name. The third Ctrl-C leaves a command that
+ignores the first two.
+
+Examples:
+  banger vm exec web                                 a shell
+  banger vm exec web -- journalctl -f                one command
+  banger vm exec -u nobody -w / web -- id
+  banger vm exec --timeout 30s web -- make test      ended after 30 seconds, with status 124
+  banger vm exec web -- cat /etc/motd > motd         stdout, stderr and stdin are the command's
+
+"#]]);
+}
