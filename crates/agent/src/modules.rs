@@ -55,6 +55,8 @@ pub(crate) fn load(
     for file in parse(&text, when)? {
         match load_one(&folder, file) {
             Err(error) if when == When::Boot => return Err(error),
+            // A server that was started again finds them loaded and gone.
+            Err(ModuleError::Load { cause, .. }) if cause.kind() == io::ErrorKind::NotFound => {}
             Err(error) => failed(error),
             Ok(()) => {}
         }

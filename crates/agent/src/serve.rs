@@ -68,8 +68,19 @@ async fn after_ready(
                 console::say_error(&error);
             }
         };
-        drop(tokio::task::spawn_blocking(load).await);
+        drop(idly(load).await);
     }
+}
+
+/// Work that nobody waits for, behind everything that somebody does: just now the guest boots, and its first command comes.
+pub(crate) fn idly<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> tokio::task::JoinHandle<T> {
+    tokio::task::spawn_blocking(|| {
+        // On Linux this is the thread's own (setpriority(2), BUGS). It serves only such work from now on.
+        rustix::process::setpriority_process(None, 19).ok();
+        work()
+    })
 }
 
 /// On a unix socket, for tests and for hosts that bring their own channel.
@@ -105,6 +116,9 @@ fn protect() {
     const FILES: u64 = 524_288;
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "-1000") {
         console::say(&format!("cannot protect the server when memory runs out: {error}"));
+    }
+    if let Err(error) = rustix::process::setpriority_process(None, -20) {
+        console::say(&format!("cannot put the server before the guest's other programs: {error}"));
     }
     setrlimit(Resource::Nofile, Rlimit { current: Some(1024), maximum: Some(FILES) }).ok();
 }

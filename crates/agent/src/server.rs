@@ -49,7 +49,7 @@ impl Guest {
         let install = async {
             if self.init == Init::Systemd {
                 // A task that was cancelled: the runtime ends.
-                if let Ok(Err(error)) = tokio::task::spawn_blocking(shutdown::install).await {
+                if let Ok(Err(error)) = crate::serve::idly(shutdown::install).await {
                     console::say(&format!("cannot write /run/initramfs/shutdown: {error}"));
                 }
             }

@@ -6,7 +6,7 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::system::{RebootCommand, reboot};
@@ -75,17 +75,25 @@ pub(crate) fn finish(end: End) -> ! {
 /// What the kernel makes up, and what lives in memory, goes lazily: it holds nothing that must be written, while our own
 /// console may hold it. The rest goes for good; what is busy is at least made read-only.
 fn unmount_all() -> io::Result<()> {
-    for target in mounts::list()?.iter().rev().filter(|target| target.starts_with(OLD_ROOT)) {
-        let below_old_root = target.strip_prefix(OLD_ROOT).expect("it was filtered by that prefix");
+    for target in deepest_first(mounts::list()?) {
+        let Ok(below_old_root) = target.strip_prefix(OLD_ROOT) else { continue };
         let is_memory =
             ["dev", "proc", "sys", "run"].iter().any(|name| below_old_root.starts_with(name));
         let flags = if is_memory { UnmountFlags::DETACH } else { UnmountFlags::empty() };
-        if let Err(error) = mounts::unmount(target, flags) {
+        if let Err(error) = mounts::unmount(&target, flags) {
             console::say_error(&error);
-            rustix::mount::mount_remount(target, MountFlags::RDONLY, c"").ok();
+            rustix::mount::mount_remount(&target, MountFlags::RDONLY, c"").ok();
         }
     }
     Ok(())
+}
+
+/// What is mounted below comes before what it is mounted on, and of two at one place the upper one. The kernel's own
+/// order is no help: it does not change when a mount is moved.
+fn deepest_first(mut targets: Vec<PathBuf>) -> Vec<PathBuf> {
+    targets.reverse();
+    targets.sort_by_key(|target| std::cmp::Reverse(target.components().count()));
+    targets
 }
 
 /// Turns the machine off as it is, all written data on its way to the disks.
@@ -113,4 +121,20 @@ pub(crate) fn install() -> io::Result<()> {
     fs::copy("/proc/self/exe", temporary)?;
     fs::set_permissions(temporary, fs::Permissions::from_mode(0o755))?;
     fs::rename(temporary, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_goes_before_the_one_it_is_on() {
+        let listed =
+            ["/oldroot/proc", "/oldroot", "/oldroot/mnt/a", "/oldroot/mnt", "/"].map(PathBuf::from);
+        let order = deepest_first(listed.to_vec());
+        assert_eq!(
+            order,
+            ["/oldroot/mnt/a", "/oldroot/mnt", "/oldroot/proc", "/oldroot", "/"].map(PathBuf::from)
+        );
+    }
 }

@@ -234,6 +234,7 @@ fn step(number: i32, result: rustix::io::Result<()>) -> io::Result<()> {
 /// The file mode mask and the OOM score of any program; the agent's own score is lower. Before the user changes, since
 /// /proc/self is root's alone afterwards.
 fn shed_protection() {
+    rustix::process::setpriority_process(None, 0).ok();
     rustix::process::umask(Mode::from_raw_mode(0o022));
     if let Ok(file) = rustix::fs::open(
         c"/proc/self/oom_score_adj",

@@ -20,9 +20,6 @@ pub const PORT_NAME: &str = "banger.agent";
 /// No line of the handshake is longer.
 pub const MAX_LINE: usize = 256;
 
-/// The agent's protocol: the daemon speaks to agents of its own number and of the two before.
-pub const AGENT_PROTOCOL: u32 = 1;
-
 const MAGIC: &str = "BANGER/1 ";
 
 /// A line of the handshake.

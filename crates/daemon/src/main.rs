@@ -98,13 +98,17 @@ async fn run(started: Started, ready: &mut Ready) -> ExitCode {
         return refuse(ready, &problem);
     }
     ready.tell("ready");
-    tracing::info!(socket = %daemon.folders.socket().display(), "serving");
-    let store = Arc::clone(&daemon.store);
+    let (store, socket) = (Arc::clone(&daemon.store), daemon.folders.socket());
+    tracing::info!(socket = %socket.display(), "serving");
     let served = tokio::select! {
         served = serve::serve(daemon, listener) => served,
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
     };
+    // Whoever comes now is to start a daemon, not to wait for this one.
+    if let Err(error) = std::fs::remove_file(&socket) {
+        tracing::warn!(%error, "the socket stays behind");
+    }
     if let Err(error) = store.checkpoint() {
         tracing::warn!(%error, "the database keeps its log");
     }

@@ -1,6 +1,6 @@
 //! The language in which tests of the whole program are written: first the world, then the act, then what is seen.
 //!
-//! ```ignore
+//! ```text
 //! in_world(|world| {
 //!     world.banger(["vm", "run", "--rm", "--", "uname", "-r"]).succeeds().prints("cloud-amd64");
 //! });
@@ -20,8 +20,10 @@ mod world;
 
 pub use outcome::Outcome;
 pub use processes::{processes_marked, wait_until};
+pub use programs::{built, run};
+pub use template::busybox_tar;
 pub use terminal::Terminal;
-pub use world::{Background, World, in_world};
+pub use world::{Background, World, in_world, in_world_at};
 
 /// Name of the image that boots to systemd: the default one.
 pub const SYSTEMD: &str = "debian:bookworm";

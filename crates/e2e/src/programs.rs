@@ -9,7 +9,8 @@ pub(crate) fn new(program: impl AsRef<Path>) -> Command {
 }
 
 /// The folder with the programs under test: `banger`, `bangerd`, `guest/banger-agent`.
-pub(crate) fn built() -> PathBuf {
+#[must_use]
+pub fn built() -> PathBuf {
     let folder = match std::env::var_os("BANGER_BIN_DIR") {
         Some(folder) => PathBuf::from(folder),
         None => target().join("debug"),
@@ -24,6 +25,12 @@ pub(crate) fn target() -> PathBuf {
 }
 
 /// Runs a program of the host's that must succeed.
+#[track_caller]
+pub fn run(program: &str, args: &[&str]) {
+    must(program, args, Path::new("/"));
+}
+
+/// As [`run`], in this folder.
 #[track_caller]
 pub(crate) fn must(program: &str, args: &[&str], folder: &Path) {
     let output = new(program).args(args).current_dir(folder).output().unwrap();

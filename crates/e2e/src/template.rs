@@ -38,9 +38,9 @@ pub(crate) fn home() -> &'static Path {
 
 fn make(home: &Path, cache: &Path) {
     banger(home, &["kernel", "import", "--from-apt", "linux-image-cloud-amd64"]).succeeds();
-    let tar = busybox_tar(cache, "busybox.tar", None);
+    let tar = busybox_tar(cache, "busybox.tar");
     banger(home, &["image", "import", tar.to_str().unwrap(), "--name", BUSYBOX]).succeeds();
-    let tar = busybox_tar(cache, "panicking.tar", Some("#!/bin/sh\nexit 3\n"));
+    let tar = busybox_tar_with(cache, "panicking.tar", Some("#!/bin/sh\nexit 3\n"));
     banger(home, &["image", "import", tar.to_str().unwrap(), "--name", PANICKING]).succeeds();
     // The default image, with what a user gets who names none.
     banger(home, &["vm", "create", "--name", "maker", "--image", SYSTEMD]).succeeds();
@@ -53,8 +53,13 @@ fn banger(home: &Path, args: &[&str]) -> Outcome {
     Outcome::new(format!("banger {}", args.join(" ")), output)
 }
 
-/// A root filesystem of one static program, as a tar.
-fn busybox_tar(cache: &Path, name: &str, init: Option<&str>) -> PathBuf {
+/// A root filesystem of one static program, without an init, as a tar in `folder`.
+#[must_use]
+pub fn busybox_tar(folder: &Path, name: &str) -> PathBuf {
+    busybox_tar_with(folder, name, None)
+}
+
+fn busybox_tar_with(cache: &Path, name: &str, init: Option<&str>) -> PathBuf {
     let root = cache.join(name).with_extension("root");
     if root.exists() {
         fs::remove_dir_all(&root).unwrap();

@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::outcome::Outcome;
 use crate::processes::{processes_marked, wait_until};
-use crate::programs::{built, new};
+use crate::programs::{built, new, run};
 use crate::template;
 use crate::terminal::Terminal;
 
@@ -26,7 +26,12 @@ pub struct World {
 /// Runs a test's body in a new world, then takes the world down and asserts that nothing of it is left on the host.
 pub fn in_world(body: impl FnOnce(&World)) {
     let folder = tempfile::Builder::new().prefix("banger-e2e-").tempdir().unwrap();
-    let world = World::copy_template(folder.path());
+    in_world_at(folder.path(), body);
+}
+
+/// As [`in_world`], in a folder of the caller's, which is on the filesystem that the test is about.
+pub fn in_world_at(folder: &Path, body: impl FnOnce(&World)) {
+    let world = World::copy_template(folder);
     match catch_unwind(AssertUnwindSafe(|| {
         body(&world);
         world.delete_all();
@@ -279,9 +284,10 @@ fn link_tree(from: &Path, to: &Path) {
             link_tree(&entry.path(), &target);
         } else {
             // A test's folder may be on another filesystem than the cache.
-            fs::hard_link(entry.path(), &target)
-                .or_else(|_| fs::copy(entry.path(), &target).map(drop))
-                .unwrap();
+            if fs::hard_link(entry.path(), &target).is_err() {
+                let (from, to) = (entry.path(), target);
+                run("cp", &["--sparse=always", from.to_str().unwrap(), to.to_str().unwrap()]);
+            }
         }
     }
 }

@@ -189,8 +189,8 @@ fn only_the_owner_may_speak_to_the_daemon() {
         let run = world.home().join("run");
         world.program("sh", &["-c", open_up, "-", run.to_str().unwrap()]).succeeds();
         let ask = "import socket,sys\ns=socket.socket(socket.AF_UNIX)\ns.connect(sys.argv[1])\n\
-                   s.sendall(b'GET /v1/vms HTTP/1.1\\r\\nHost: b\\r\\nConnection: close\\r\\n\\r\\n')\n\
-                   try: d=s.recv(100)\nexcept ConnectionError: d=b''\nprint(len(d))";
+                   try:\n s.sendall(b'GET /v1/vms HTTP/1.1\\r\\nHost: b\\r\\nConnection: close\\r\\n\\r\\n')\n \
+                   d=s.recv(100)\nexcept ConnectionError: d=b''\nprint(len(d))";
         let asked = world.program(
             "setpriv",
             &[

@@ -1,0 +1,72 @@
+//! A user's first minutes: an empty state folder, many commands at once, another user's account.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::Path;
+
+use banger_e2e::{BUSYBOX, built, busybox_tar, in_world};
+
+#[test]
+fn many_commands_at_once_on_an_empty_home_start_one_daemon() {
+    in_world(|world| {
+        let lists: Vec<_> =
+            (0..8).map(|_| world.background(&["vm", "list", "--format", "json"])).collect();
+        for list in lists {
+            list.end().succeeds().prints_only("[]\n");
+        }
+        world.banger(["daemon", "stop"]).succeeds();
+        assert!(
+            !world.home().join("run/banger.sock").exists(),
+            "a daemon that was told to stop leaves no socket"
+        );
+    });
+}
+
+#[test]
+fn an_ordinary_user_has_all_of_it_without_root() {
+    const NOBODY: u32 = 65534;
+    in_world(|world| {
+        let home = world.home().join("nobody");
+        std::fs::create_dir(&home).unwrap();
+        chown(&home, Some(NOBODY), Some(NOBODY)).unwrap();
+        // The way to it is the test's own folder, which is private.
+        for folder in home.ancestors().skip(1).take(2) {
+            std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o711)).unwrap();
+        }
+        let tar = busybox_tar(&home, "busybox.tar");
+        let as_nobody = |args: &[&str]| {
+            let (banger, home) =
+                (built().join("banger"), format!("BANGER_HOME={}", home.display()));
+            let fixed = [
+                "--reuid",
+                "65534",
+                "--regid",
+                "65534",
+                "--clear-groups",
+                "env",
+                "-i",
+                &home,
+                "HOME=/nonexistent",
+            ];
+            let all: Vec<&str> = fixed
+                .into_iter()
+                .chain([banger.to_str().unwrap()])
+                .chain(args.iter().copied())
+                .collect();
+            world.program("setpriv", &all)
+        };
+        as_nobody(&["kernel", "import", "--from-apt", "linux-image-cloud-amd64"]).succeeds();
+        as_nobody(&["image", "import", tar.to_str().unwrap(), "--name", BUSYBOX]).succeeds();
+        as_nobody(&["vm", "run", "--rm", "--image", BUSYBOX, "--memory", "256M", "--", "id", "-u"])
+            .succeeds()
+            .prints_only("0\n");
+        as_nobody(&["vm", "run", "-d", "--name", "one", "--image", BUSYBOX, "--memory", "256M"])
+            .succeeds();
+        as_nobody(&["vm", "stop", "one"]).succeeds();
+        as_nobody(&["vm", "delete", "one"]).succeeds();
+        as_nobody(&["doctor"]).succeeds();
+        as_nobody(&["daemon", "stop"]).succeeds();
+        let left = |folder: &Path| std::fs::read_dir(folder).unwrap().count();
+        assert_eq!(left(&home.join("state/vms")) + left(&home.join("run/vms")), 0);
+    });
+}
