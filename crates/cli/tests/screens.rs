@@ -360,6 +360,7 @@ Commands:
   kernel      Kernels that VMs boot
   daemon      The daemon that works for you in the background
   doctor      Look whether this host is fit for VMs, and say what to do where it is not
+  bench       Measure this host, against the VMM alone
   completion  Print a script that makes a shell complete banger's words, and live names of VMs
   help        Print this message or the help of the given subcommand(s)
 

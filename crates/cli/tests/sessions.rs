@@ -511,20 +511,3 @@ fn prune_asks_on_a_terminal_and_takes_silence_for_no() {
         assert_eq!(world.saw("POST /v1/vms/prune"), deleted, "{answer:?}");
     }
 }
-
-#[test]
-fn a_terminal_is_told_what_will_be_made() {
-    let world = World::with_agent(keys);
-    let (mut child, terminal) =
-        world.spawn_on_terminal(&["vm", "run", "--rm", "--name", "x", "--memory", "2G"]);
-    let mut lines = BufReader::new(terminal.try_clone().unwrap()).lines().map(Result::unwrap);
-    assert_eq!(
-        lines.next().unwrap(),
-        "spec: x, default image, default CPUs, 2 GiB memory, default disk, \
-         deleted with everything in it when the command ends"
-    );
-    assert!(lines.any(|line| line.ends_with("33x99 TERM=xterm-test")));
-    (&terminal).write_all(b"q").unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(7));
-    assert!(world.saw("DELETE /v1/vms/0123abcd"));
-}

@@ -55,6 +55,11 @@ pub fn start(
     let config = config::read(&folders.config.join("config.toml"), HostSize::here())?;
     let store = open_store(&folders.state)?;
     let places = Places { installation: store.installation().clone(), vms, runs, templates };
+    // What makes images for this installation, and for nobody any more: this daemon has the lock.
+    let making = format!("bg{}", places.installation);
+    banger_host::end_orphans(banger_image::MARK_VARIABLE, &making)
+        .map_err(|e| problems::host(&e))?;
+    banger_image::mark_programs(&making);
     let host = make_host(&places);
     let daemon = Arc::new(Daemon::new(folders, config, Arc::new(store), host, places, agent));
     for folder in [daemon.images_folder(), daemon.kernels_folder()] {

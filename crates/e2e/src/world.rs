@@ -210,6 +210,19 @@ impl World {
         processes_marked(&self.installation)
     }
 
+    /// Programs that work for this world's daemon, such as mmdebstrap and what it has started.
+    #[must_use]
+    pub fn working_programs(&self) -> Vec<String> {
+        let mark = format!("BANGER_MAKING=bg{}", self.installation);
+        let marked = |path: &Path| {
+            let environment = fs::read(path.join("environ")).unwrap_or_default();
+            environment.split(|&byte| byte == 0).any(|word| word == mark.as_bytes())
+        };
+        let processes = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
+        let found = processes.filter(|path| marked(path));
+        found.map(|path| fs::read_to_string(path.join("comm")).unwrap_or_default()).collect()
+    }
+
     #[track_caller]
     pub fn delete_all(&self) {
         let names: Vec<String> =

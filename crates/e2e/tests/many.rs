@@ -3,24 +3,28 @@
 
 use std::time::Duration;
 
-use banger_e2e::{SYSTEMD, in_world, wait_until};
+use banger_e2e::{Background, SYSTEMD, World, in_world, wait_until};
 
 const VMS: usize = 20;
 /// Translated guests, two booting at a time, beside whatever else the machine does.
 const BOOTED: Duration = Duration::from_secs(600);
 
+/// Begins to start all of them at once.
+fn start_all(world: &World) -> (Vec<String>, Vec<Background>) {
+    let names: Vec<String> = (0..VMS).map(|n| format!("vm-{n}")).collect();
+    let start = |name: &String| {
+        world.background(&[
+            "vm", "run", "-d", "--image", SYSTEMD, "--memory", "512M", "--name", name,
+        ])
+    };
+    let starts = names.iter().map(start).collect();
+    (names, starts)
+}
+
 #[test]
 fn twenty_vms_started_at_once_all_become_ready() {
     in_world(|world| {
-        let names: Vec<String> = (0..VMS).map(|n| format!("vm-{n}")).collect();
-        let starts: Vec<_> = names
-            .iter()
-            .map(|name| {
-                world.background(&[
-                    "vm", "run", "-d", "--image", SYSTEMD, "--memory", "512M", "--name", name,
-                ])
-            })
-            .collect();
+        let (names, starts) = start_all(world);
         for start in starts {
             start.end().succeeds();
         }
@@ -40,15 +44,7 @@ fn twenty_vms_started_at_once_all_become_ready() {
 #[test]
 fn a_daemon_killed_while_twenty_vms_start_leaves_each_of_them_running_or_stopped() {
     in_world(|world| {
-        let names: Vec<String> = (0..VMS).map(|n| format!("vm-{n}")).collect();
-        let starts: Vec<_> = names
-            .iter()
-            .map(|name| {
-                world.background(&[
-                    "vm", "run", "-d", "--image", SYSTEMD, "--memory", "512M", "--name", name,
-                ])
-            })
-            .collect();
+        let (_, starts) = start_all(world);
         wait_until("half of them run", BOOTED, || world.vmm_pids().len() >= VMS / 2);
         world.kill_daemon();
         for start in starts {

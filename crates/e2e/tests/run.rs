@@ -9,7 +9,11 @@ use rustix::process::Signal;
 #[test]
 fn run_prints_what_the_command_prints_and_leaves_nothing() {
     in_world(|world| {
-        world.banger(["vm", "run", "--rm", "--", "uname", "-r"]).succeeds().prints("cloud-amd64");
+        world
+            .banger(["vm", "run", "--rm", "--", "uname", "-r"])
+            .succeeds()
+            .prints("cloud-amd64")
+            .complains("spec: image debian:bookworm, ");
         assert!(world.vms().is_empty());
         assert!(world.processes().is_empty());
     });

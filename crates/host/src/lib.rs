@@ -169,6 +169,15 @@ impl Places {
     }
 }
 
+/// Ends what carries this in its environment: programs that worked for a daemon which was killed.
+///
+/// # Errors
+/// When one of them cannot be ended.
+pub fn end_orphans(variable: &str, value: &str) -> Result<(), HostError> {
+    process::end_by_environment(variable, value, std::time::Duration::from_secs(10))
+        .map_err(|e| HostError::new("end the programs of the last daemon", e))
+}
+
 /// This machine, changed by this process.
 #[derive(Debug)]
 pub struct LocalHost {

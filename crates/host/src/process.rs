@@ -95,6 +95,48 @@ pub(crate) fn names(prefix: &str) -> io::Result<Vec<String>> {
     Ok(scan(|argv0| argv0.starts_with(prefix))?.into_iter().map(|process| process.argv0).collect())
 }
 
+/// Ends every process of this user that has this in its environment, and waits until it is gone: what a killed daemon's
+/// helpers left running. First by SIGTERM, at which they remove what they were making; who is still there after `most`
+/// is killed. Processes whose environment cannot be read are not ours.
+pub(crate) fn end_by_environment(variable: &str, value: &str, most: Duration) -> io::Result<()> {
+    let wanted = format!("{variable}={value}");
+    for signal in [Signal::TERM, Signal::KILL] {
+        let found = with_environment(wanted.as_bytes())?;
+        for process in &found {
+            process.signal(signal)?;
+        }
+        let end = Instant::now() + most;
+        for process in &found {
+            // Who is not gone by then is met again in the next round; after the last one the caller finds its traces.
+            drop(process.wait(end.saturating_duration_since(Instant::now())));
+        }
+    }
+    Ok(())
+}
+
+fn with_environment(wanted: &[u8]) -> io::Result<Vec<Watched>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let Some(pid) =
+            entry?.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw)
+        else {
+            continue;
+        };
+        let has_it = || {
+            let environment = fs::read(format!("/proc/{}/environ", pid.as_raw_nonzero()));
+            environment.unwrap_or_default().split(|&byte| byte == 0).any(|word| word == wanted)
+        };
+        // As in `scan`: the pidfd first, then once more what it is.
+        if has_it()
+            && let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty())
+            && has_it()
+        {
+            found.push(Watched { pidfd, pid, argv0: String::new() });
+        }
+    }
+    Ok(found)
+}
+
 fn scan(wanted: impl Fn(&str) -> bool) -> io::Result<Vec<Watched>> {
     let own_uid = rustix::process::geteuid().as_raw();
     let mut found = Vec::new();

@@ -140,8 +140,24 @@ pub fn remove_leftover(path: &Path) -> Result<(), ArtifactError> {
 
 fn remove_tree(path: &Path) -> Result<(), ArtifactError> {
     let is_folder = fs::symlink_metadata(path).map_err(failed("look at", path))?.is_dir();
+    if is_folder && let Some(mount) = mounted_below(path).map_err(failed("look at", path))? {
+        let why =
+            format!("something is mounted in it, at {}: `umount` that first", mount.display());
+        return Err(failed("remove", path)(io::Error::other(why)));
+    }
     let removed = if is_folder { fs::remove_dir_all(path) } else { fs::remove_file(path) };
     removed.map_err(failed("remove", path))
+}
+
+/// What is mounted is not ours to remove, wherever it came from.
+fn mounted_below(path: &Path) -> io::Result<Option<PathBuf>> {
+    let path = path.canonicalize()?;
+    // proc_pid_mountinfo(5): the fifth field is the mount point, with blanks as \\040.
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    let points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
+    Ok(points
+        .map(|point| PathBuf::from(point.replace("\\040", " ")))
+        .find(|point| point.starts_with(&path)))
 }
 
 fn is_temporary(name: &OsStr) -> bool {

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use crate::apt::{self, AptError, check_package_name};
 use crate::artifact::{self, ArtifactError};
-use crate::programs::{APT_GET, Call, MMDEBSTRAP, Program, ProgramError};
+use crate::programs::{APT_GET, Call, MMDEBSTRAP, Program, ProgramError, UNSHARE};
 use crate::rootfs::{self, ImportedRootfs, Origin, RootfsError};
 use crate::{Progress, Trouble, Watch};
 
@@ -242,7 +242,9 @@ fn call<'a>(
         BASE.iter().copied().chain(include.iter().map(String::as_str)).collect();
     packages.sort_unstable();
     packages.dedup();
-    let mut call = Call::new(MMDEBSTRAP, BUILDING)?
+    let begun =
+        if mode == BuildMode::Root { isolated()? } else { Call::new(MMDEBSTRAP, BUILDING)? };
+    let mut call = begun
         .args(["--variant=minbase", "--format=tar"])
         .args([format!("--mode={}", mode.name()), format!("--include={}", packages.join(","))])
         .args(DPKG.map(|option| format!("--dpkgopt={option}")))
@@ -260,6 +262,22 @@ fn call<'a>(
         }
     }
     Ok(call)
+}
+
+/// mmdebstrap in namespaces of its own: as root it mounts proc and sys below its folder, in the host's view, where they
+/// would stay if it were killed. So they go with it, and everything that it started goes too.
+fn isolated<'a>() -> Result<Call<'a>, ProgramError> {
+    const ISOLATE: [&str; 5] = ["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"];
+    const SOON: Duration = Duration::from_secs(10);
+    let works = Call::new(UNSHARE, SOON)?.args(ISOLATE).args(["--", "true"]).output().is_ok();
+    if works {
+        return Ok(Call::new(UNSHARE, BUILDING)?
+            .args(ISOLATE)
+            .args(["--"])
+            .args([MMDEBSTRAP.path()?]));
+    }
+    // A root that may not: a container's. mmdebstrap says what it cannot do there, and mounts nothing.
+    Call::new(MMDEBSTRAP, BUILDING)
 }
 
 /// The last touches, as mmdebstrap's hook: a script of constant text; `$1` is the image's root.

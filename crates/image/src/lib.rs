@@ -30,7 +30,7 @@ pub use artifact::ArtifactError;
 pub use debian::{DebianError, build_debian};
 pub use initramfs::{InitramfsError, write_initramfs};
 pub use kernel::{ImportedKernel, KernelError, import_kernel, import_kernel_from_apt};
-pub use programs::ProgramError;
+pub use programs::{MARK_VARIABLE, ProgramError, mark as mark_programs};
 pub use rootfs::{ImportedRootfs, RootfsError, import_rootfs};
 
 /// What an import tells while it works.

@@ -1,11 +1,11 @@
-//! A host that exists in memory only, for failing on purpose.
+//! Hosts that fail on purpose.
 //!
-//! It holds what a real one would hold and can be told to fail at the Nth call: before it did anything, after it did
-//! everything, or by dying, after which every call fails until it is revived, as if the daemon had been killed there.
-//! It proves nothing about a machine: the tests that boot VMs do that.
+//! [`Faulty`] stands before any host and makes its Nth call fail: before it did anything, after it did everything, or by
+//! dying, after which every call fails until it is revived, as if the daemon had been killed there. Behind it is the real
+//! machine, or [`MemoryHost`], which proves nothing about a machine and is quick.
 
 use std::collections::BTreeSet;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 
 use banger_host::{Claim, Held, Host, HostError, Mark, Watched};
 
@@ -29,128 +29,137 @@ pub enum Call {
     Release,
 }
 
+/// A host whose calls fail where a test says so.
+#[derive(Debug)]
+pub struct Faulty<H> {
+    host: H,
+    plan: Mutex<Plan>,
+}
+
 #[derive(Debug, Default)]
-struct World {
-    held: BTreeSet<Held>,
+struct Plan {
     dead: bool,
-    plan: Vec<(Call, usize, Fault)>,
+    faults: Vec<(Call, usize, Fault)>,
     acquires: usize,
     releases: usize,
     log: Vec<String>,
 }
 
-/// A host in memory.
-#[derive(Debug, Default)]
-pub struct FakeHost(Mutex<World>);
+impl<H: Host> Faulty<H> {
+    #[must_use]
+    pub fn new(host: H) -> Self {
+        Self { host, plan: Mutex::default() }
+    }
 
-impl FakeHost {
     /// The `nth` call (from 0) of this kind, counted from now, has this fault.
     pub fn fail_at(&self, call: Call, nth: usize, fault: Fault) {
-        let mut world = self.world();
-        let base = if call == Call::Acquire { world.acquires } else { world.releases };
-        world.plan.push((call, base + nth, fault));
+        let mut plan = self.plan();
+        let base = if call == Call::Acquire { plan.acquires } else { plan.releases };
+        plan.faults.push((call, base + nth, fault));
     }
 
     /// A new daemon on the same machine: what is held stays held, faults not yet met are forgotten.
     pub fn revive(&self) {
-        let mut world = self.world();
-        world.dead = false;
-        world.plan.clear();
-    }
-
-    /// What is held now.
-    #[must_use]
-    pub fn held(&self) -> Vec<Held> {
-        self.world().held.iter().cloned().collect()
-    }
-
-    /// Something goes away by itself, as a VMM that crashed.
-    pub fn lose(&self, held: &Held) {
-        self.world().held.remove(held);
-    }
-
-    /// Something is there that nobody recorded.
-    pub fn put(&self, held: Held) {
-        self.world().held.insert(held);
+        let mut plan = self.plan();
+        plan.dead = false;
+        plan.faults.clear();
     }
 
     /// Every call so far: `acquire …` and `release …`, in their order.
     #[must_use]
     pub fn log(&self) -> Vec<String> {
-        self.world().log.clone()
+        self.plan().log.clone()
     }
 
-    fn world(&self) -> std::sync::MutexGuard<'_, World> {
-        self.0.lock().expect("no test panics while it holds the world")
+    fn call(
+        &self,
+        call: Call,
+        held: &Held,
+        act: impl FnOnce() -> Result<(), HostError>,
+    ) -> Result<(), HostError> {
+        let verb = if call == Call::Acquire { "acquire" } else { "release" };
+        let failed = |cause: &str| Err(HostError::because(format!("{verb} {held}"), cause));
+        if self.plan().dead {
+            return failed("the daemon is dead");
+        }
+        // Not in the match itself: its guard would live as long as the arms do.
+        let fault = self.plan().next(call, format!("{verb} {held}"));
+        match fault {
+            None => act(),
+            Some(Fault::Refuse) => failed("refused on purpose"),
+            Some(Fault::HalfDone) => act().and(failed("half done on purpose")),
+            Some(Fault::DieBefore) => {
+                self.plan().dead = true;
+                failed("died before, on purpose")
+            }
+            Some(Fault::DieAfter) => {
+                let done = act();
+                self.plan().dead = true;
+                done.and(failed("died after, on purpose"))
+            }
+        }
+    }
+
+    fn plan(&self) -> MutexGuard<'_, Plan> {
+        self.plan.lock().expect("no test panics while it holds the plan")
     }
 }
 
-impl World {
-    fn fault(&mut self, call: Call) -> Option<Fault> {
+impl Plan {
+    /// Counts and logs a call; the fault that it is to have.
+    fn next(&mut self, call: Call, line: String) -> Option<Fault> {
+        self.log.push(line);
         let counter = if call == Call::Acquire { &mut self.acquires } else { &mut self.releases };
         let now = *counter;
         *counter += 1;
-        self.plan
+        self.faults
             .iter()
             .find(|(kind, nth, _)| *kind == call && *nth == now)
             .map(|(_, _, fault)| *fault)
     }
-
-    fn call(
-        &mut self,
-        call: Call,
-        held: &Held,
-        act: impl FnOnce(&mut BTreeSet<Held>),
-    ) -> Result<(), HostError> {
-        let verb = if call == Call::Acquire { "acquire" } else { "release" };
-        let failed = |cause: &str| Err(HostError::because(format!("{verb} {held}"), cause));
-        if self.dead {
-            return failed("the fake host is dead");
-        }
-        self.log.push(format!("{verb} {held}"));
-        match self.fault(call) {
-            None => {
-                act(&mut self.held);
-                Ok(())
-            }
-            Some(Fault::Refuse) => failed("refused on purpose"),
-            Some(Fault::HalfDone) => {
-                act(&mut self.held);
-                failed("half done on purpose")
-            }
-            Some(Fault::DieBefore) => {
-                self.dead = true;
-                failed("died before, on purpose")
-            }
-            Some(Fault::DieAfter) => {
-                act(&mut self.held);
-                self.dead = true;
-                failed("died after, on purpose")
-            }
-        }
-    }
 }
 
-impl Host for FakeHost {
+impl<H: Host> Host for Faulty<H> {
     fn acquire(&self, claim: &Claim) -> Result<(), HostError> {
-        let held = claim.held();
-        self.world().call(Call::Acquire, &held, |all| {
-            all.insert(held.clone());
-        })
+        self.call(Call::Acquire, &claim.held(), || self.host.acquire(claim))
     }
 
     fn release(&self, held: &Held) -> Result<(), HostError> {
-        self.world().call(Call::Release, held, |all| {
-            all.remove(held);
-        })
+        self.call(Call::Release, held, || self.host.release(held))
     }
 
     fn list(&self) -> Result<Vec<Held>, HostError> {
-        let world = self.world();
-        if world.dead {
-            return Err(HostError::because("look at the host", "the fake host is dead"));
-        }
-        Ok(world.held.iter().cloned().collect())
+        self.host.list()
+    }
+
+    fn watch(&self, mark: &Mark) -> Result<Option<Watched>, HostError> {
+        self.host.watch(mark)
+    }
+}
+
+/// A host that exists in memory only.
+#[derive(Debug, Default)]
+pub struct MemoryHost(Mutex<BTreeSet<Held>>);
+
+impl MemoryHost {
+    fn held(&self) -> MutexGuard<'_, BTreeSet<Held>> {
+        self.0.lock().expect("nothing panics while it holds the set")
+    }
+}
+
+impl Host for MemoryHost {
+    fn acquire(&self, claim: &Claim) -> Result<(), HostError> {
+        self.held().insert(claim.held());
+        Ok(())
+    }
+
+    fn release(&self, held: &Held) -> Result<(), HostError> {
+        self.held().remove(held);
+        Ok(())
+    }
+
+    fn list(&self) -> Result<Vec<Held>, HostError> {
+        Ok(self.held().iter().cloned().collect())
     }
 
     /// There are no processes here.

@@ -57,22 +57,26 @@ fn problem(
     Problem { remedy, ..Problem::from_error(code, error) }
 }
 
-/// Removes what makings that were killed left in this folder. Only the one daemon of this state calls it.
+/// Removes what makings that were killed left in this folder. Only the one daemon of this state calls it, before it makes
+/// anything; names that are not ours stay.
 pub(crate) fn remove_temporaries(folder: &Path) {
     let Ok(entries) = fs::read_dir(folder) else { return };
     for entry in entries.flatten() {
-        if !entry.file_name().to_string_lossy().starts_with('.') {
-            continue;
-        }
+        let name = entry.file_name().to_string_lossy().into_owned();
         let path = entry.path();
-        let removed =
-            if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        let removed = if name.starts_with(TEMPORARY) {
+            if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) }
+        } else if name.starts_with('.') {
+            banger_image::artifact::remove_leftover(&path).map_err(std::io::Error::other)
+        } else {
+            continue;
+        };
         match removed {
             Ok(()) => {
                 tracing::info!(path = %path.display(), "removed what an unfinished making left")
             }
             Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "cannot remove what an unfinished making left")
+                tracing::warn!(path = %path.display(), %error, "what an unfinished making left stays")
             }
         }
     }
