@@ -17,6 +17,7 @@ mod exec;
 mod failure;
 mod operation;
 mod out;
+mod printable;
 mod problem;
 mod programs;
 mod progress;

@@ -4,7 +4,8 @@ use crate::commands::DONE;
 use crate::commands::targets::vm_path;
 use crate::context::Context;
 use crate::failure::Failure;
-use crate::{completion, out};
+use crate::printable::Printable;
+use crate::{completion, out, terminal};
 
 /// Print what a VM's kernel, init and agent wrote to its console
 #[derive(Debug, clap::Args)]
@@ -24,8 +25,12 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
     let path = vm_path(&args.vm)?;
     let follow = if args.follow { "?follow=true" } else { "" };
     let mut log = context.client().await?.text(&format!("{path}/logs{follow}")).await?;
+    let mut printable = terminal::stdout_is_terminal().then(Printable::default);
     while let Some(piece) = log.next().await? {
-        out::stdout(&piece)?;
+        match &mut printable {
+            Some(printable) => out::stdout(&printable.filter(&piece))?,
+            None => out::stdout(&piece)?,
+        }
     }
     Ok(DONE)
 }
