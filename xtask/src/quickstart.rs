@@ -53,7 +53,7 @@ fn all(target: &Path, stages: &mut Stages, log: &mut Log) -> Result<(), Failure>
     stages.stage("daemon", log, |log| replace_an_old_daemon(&banger, log))?;
     stages.stage("kernel", log, |log| {
         if names(&banger, "kernel")?.is_empty() {
-            return call(&banger, &["kernel", "import", "--apt", kernel]).run(log);
+            return call(&banger, &["kernel", "import", "--from-apt", kernel]).run(log);
         }
         log.line("there is one");
         Ok(())
