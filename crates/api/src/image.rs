@@ -32,7 +32,7 @@ pub struct BuildImage {
     pub name: Option<ImageName>,
     /// A Debian release, such as `bookworm`.
     pub debian: String,
-    /// Packages on top of the base that boots.
+    /// Packages on top of the base that boots; the usual tools for development when empty.
     #[serde(default)]
     pub include: Vec<String>,
     /// Replace an image of that name.

@@ -39,8 +39,8 @@ impl Daemon {
             return Err(no_image(&wanted));
         };
         operation.note(format!("there is no image {wanted} yet: building it, once"));
-        let include = banger_image::debian::TOOLS.iter().map(ToString::to_string).collect();
-        let request = BuildImage { name: Some(wanted), debian: release, include, replace: false };
+        let request =
+            BuildImage { name: Some(wanted), debian: release, include: Vec::new(), replace: false };
         self.build_image(&request, operation).await
     }
 
@@ -56,10 +56,15 @@ impl Daemon {
             None => ImageName::parse(&format!("debian:{}", request.debian))
                 .map_err(|e| Problem::from_error(Code::Invalid, &e))?,
         };
-        let (release, include) = (request.debian.clone(), request.include.clone());
-        let source = match include.as_slice() {
-            [] => format!("mmdebstrap {release}"),
-            include => format!("mmdebstrap {release} --include {}", include.join(",")),
+        let release = request.debian.clone();
+        let (include, source) = match request.include.as_slice() {
+            [] => (
+                banger_image::debian::TOOLS.iter().map(ToString::to_string).collect(),
+                format!("mmdebstrap {release} with the usual tools"),
+            ),
+            named => {
+                (named.to_vec(), format!("mmdebstrap {release} --include {}", named.join(",")))
+            }
         };
         self.make_image(name, request.replace, source, operation, move |out, watch| {
             banger_image::build_debian(&release, &include, out, watch)

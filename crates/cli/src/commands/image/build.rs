@@ -18,7 +18,7 @@ pub(crate) struct Args {
     /// The Debian release
     #[arg(long, value_name = "RELEASE", required = true)]
     debian: String,
-    /// Packages on top of the base, separated by commas
+    /// Packages on top of the base, separated by commas; the usual tools for development if not given
     #[arg(long, value_name = "PACKAGES", value_delimiter = ',')]
     include: Vec<String>,
     /// What to call it; debian:RELEASE if not given
