@@ -3,6 +3,7 @@
 mod command;
 mod create;
 mod delete;
+mod ending;
 mod exec;
 mod kill;
 mod list;

@@ -14,7 +14,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post};
+use axum::routing::{get, post};
 use axum::serve::Listener;
 use axum::{Json, Router};
 use banger_api::daemon::DaemonInfo;
@@ -75,7 +75,6 @@ fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/operations", get(operations))
         .route("/v1/operations/{id}", get(operation))
         .route("/v1/operations/{id}/events", get(follow::operation_events))
-        .route("/v1/{*path}", delete(nothing).get(nothing).post(nothing))
         .fallback(nothing)
         .layer(middleware::from_fn(versions))
         .with_state(daemon)

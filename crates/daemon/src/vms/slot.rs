@@ -38,7 +38,7 @@ impl Slot {
     }
 }
 
-/// While it lives, starts of this VM are cancelled.
+/// While it lives, starts of this VM are cancelled. A count in memory: nothing on the host depends on its end.
 #[derive(Debug)]
 pub struct Ending(Arc<Slot>);
 
