@@ -71,6 +71,9 @@ pub(crate) const TO_TEST: &[Need] = &[
     ),
     program("python3", "python3", "is the stranger who knocks at the daemon's socket"),
     program("cpio", "cpio", "reads back the archives that the image tests make"),
+    program("xz", "xz-utils", "compresses what the image tests import"),
+    program("zstd", "zstd", "compresses what the image tests import"),
+    program("mkfs.btrfs", "btrfs-progs", "makes the filesystem on which disks share blocks"),
 ];
 
 /// What the guest's kernel comes from. Never installed: only fetched and unpacked.
