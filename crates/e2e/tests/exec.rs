@@ -251,3 +251,15 @@ fn run_without_a_command_gives_a_shell_and_says_that_the_vm_stays() {
         world.wait_for_state("one", "running", Duration::from_secs(5));
     });
 }
+
+#[test]
+fn a_vm_that_goes_away_ends_its_sessions() {
+    with_vm(|world| {
+        let mut exec =
+            world.background(&["vm", "exec", "one", "--", "sh", "-c", "echo up; exec sleep 1000"]);
+        assert_eq!(exec.line(), "up");
+        world.banger(["vm", "kill", "one"]).succeeds();
+        exec.end().exits(125);
+        world.banger(["vm", "exec", "one", "--", "true"]).exits(125).complains("vm start one");
+    });
+}
