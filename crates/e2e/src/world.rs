@@ -132,6 +132,17 @@ impl World {
             .succeeds();
     }
 
+    /// `vm run --rm` whose command has begun and does not end by itself.
+    #[must_use]
+    #[track_caller]
+    pub fn ephemeral_session(&self) -> Background {
+        let command = ["sh", "-c", "echo up; sleep 1000"];
+        let run = ["vm", "run", "--rm", "--image", crate::BUSYBOX, "--"];
+        let mut session = self.background(&[&run[..], &command[..]].concat());
+        assert_eq!(session.line(), "up");
+        session
+    }
+
     /// What `vm show` says of it.
     #[must_use]
     #[track_caller]
@@ -235,10 +246,9 @@ impl World {
         self.banger_with(&args, b"").succeeds();
     }
 
-    /// No process, folder, socket or stray of this world's.
+    /// Whatever is on the host is in the ledger.
     #[track_caller]
-    pub fn nothing_is_left(&self) {
-        assert_eq!(self.vms(), Vec::<serde_json::Value>::new());
+    pub fn no_strays(&self) {
         let strays = self.banger(["doctor", "--format", "json"]).json();
         let finding = strays["findings"]
             .as_array()
@@ -247,6 +257,13 @@ impl World {
             .find(|finding| finding["check"] == "strays")
             .unwrap();
         assert_eq!(finding["verdict"], "PASS", "{finding}");
+    }
+
+    /// No process, folder, socket or stray of this world's.
+    #[track_caller]
+    pub fn nothing_is_left(&self) {
+        assert_eq!(self.vms(), Vec::<serde_json::Value>::new());
+        self.no_strays();
         assert_eq!(self.processes(), Vec::<String>::new());
         for folder in ["state/vms", "run/vms"] {
             let left: Vec<_> =

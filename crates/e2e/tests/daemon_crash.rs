@@ -73,6 +73,7 @@ fn a_start_interrupted_after(world: &World, pause: Duration) {
     wait_until("it is settled", Duration::from_secs(120), || {
         world.vms().iter().all(|vm| vm["state"] == "running" || vm["state"] == "stopped")
     });
+    world.no_strays();
     for vm in world.vms() {
         if vm["state"] == "running" {
             world.banger(["vm", "exec", "one", "--", "true"]).succeeds();
@@ -97,18 +98,7 @@ fn a_daemon_killed_at_any_moment_of_a_start_leaves_a_running_vm_or_none() {
 #[test]
 fn an_ephemeral_vm_does_not_outlive_the_daemon_that_held_its_session() {
     in_world(|world| {
-        let mut run = world.background(&[
-            "vm",
-            "run",
-            "--rm",
-            "--image",
-            BUSYBOX,
-            "--",
-            "sh",
-            "-c",
-            "echo up; sleep 1000",
-        ]);
-        assert_eq!(run.line(), "up");
+        let run = world.ephemeral_session();
         world.kill_daemon();
         run.end().exits(125);
         wait_until("the VM is deleted", SOON, || world.vms().is_empty());

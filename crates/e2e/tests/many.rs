@@ -60,6 +60,7 @@ fn a_daemon_killed_while_twenty_vms_start_leaves_each_of_them_running_or_stopped
             running.len(),
             "one VMM for each that runs, none for the others"
         );
+        world.no_strays();
         for vm in &running {
             world.banger(["vm", "exec", vm["name"].as_str().unwrap(), "--", "true"]).succeeds();
         }

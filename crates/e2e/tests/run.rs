@@ -113,18 +113,7 @@ fn ctrl_c_while_booting_with_rm_leaves_nothing() {
 #[test]
 fn a_session_whose_client_is_killed_takes_its_vm_with_it() {
     in_world(|world| {
-        let mut run = world.background(&[
-            "vm",
-            "run",
-            "--rm",
-            "--image",
-            BUSYBOX,
-            "--",
-            "sh",
-            "-c",
-            "echo up; sleep 1000",
-        ]);
-        assert_eq!(run.line(), "up");
+        let run = world.ephemeral_session();
         run.signal(Signal::KILL);
         drop(run.end());
         wait_until("the VM is deleted", Duration::from_secs(20), || world.vms().is_empty());
