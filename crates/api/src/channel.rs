@@ -1,4 +1,5 @@
-//! How the daemon and a guest's agent begin to talk over a byte stream that remembers nothing of who talked before.
+//! How the daemon and a guest's agent begin to talk over the one byte stream between them, whatever carries it: a
+//! virtio-serial port, or a vsock connection to [`VSOCK_PORT`].
 //!
 //! A virtio-serial port keeps bytes of a connection that is gone, on either side. So each connection begins with three
 //! lines, and both sides throw away everything before the line that they wait for:
@@ -12,7 +13,12 @@
 //! Until it has READY the daemon says HELLO again once a second (a guest may throw one away while it notices that its
 //! last peer is gone); until it has GO the agent answers every HELLO and throws the rest away. After GO the stream is
 //! yamux (daemon = client, it opens the streams), and every yamux stream is one HTTP/1.1 connection to the agent.
-//! Over vsock or a unix socket each connection is an HTTP/1.1 connection of its own, and none of this is needed.
+//! A vsock connection remembers nobody, but begins in the same way: READY is how the daemon learns that the guest is.
+//! Over a unix socket each connection is an HTTP/1.1 connection of its own, and none of this is needed.
+
+/// The vsock port at which the agent listens for the host. The first that no program without privilege may take before
+/// it would be 1023; this one is ours by being taken before any other program runs.
+pub const VSOCK_PORT: u32 = 1024;
 
 /// Name of the virtio-serial port that the agent looks for in `/sys/class/virtio-ports/*/name`.
 pub const PORT_NAME: &str = "banger.agent";

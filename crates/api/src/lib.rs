@@ -5,6 +5,7 @@
 
 pub mod bench;
 pub mod channel;
+#[cfg(feature = "client")]
 pub mod client;
 pub mod daemon;
 pub mod exec;

@@ -34,7 +34,8 @@ async fn plan(
     let random =
         |e: std::io::Error| Problem::new(banger_api::Code::Internal, "no randomness").cause(&e);
     let image_path = daemon.image_path(&image.digest);
-    let driver = banger_storage::auto(banger_host::reflink_works(&image_path, &daemon.places.vms));
+    let image_file = daemon.state_file(&image_path)?;
+    let driver = daemon.driver_for_new(&image_file).await?;
     let vm = VmRecord {
         id: VmId::random().map_err(random)?,
         name: crate::names::random().map_err(random)?,
@@ -54,20 +55,25 @@ async fn plan(
         boot_id: None,
         vmm: None,
         problem: None,
+        slot: 0,
     };
     let boot = Boot {
-        image: image_path.clone(),
-        kernel: daemon.kernel_path(&kernel.digest),
-        initramfs: daemon.initramfs(&kernel.digest).await?,
+        image: image_file,
+        kernel: daemon.state_file(&daemon.kernel_path(&kernel.digest))?,
+        initramfs: daemon.state_file(&daemon.initramfs(&kernel.digest).await?)?,
     };
     let mark = daemon.mark(&vm.id);
-    let mut machine = plan::machine(&vm, &mark, driver, &boot, &daemon.places);
-    machine.drives = driver.drives(&image_path, "DISK".as_ref());
+    let machine = plan::machine(&vm, &mark, driver, &boot, &daemon.places, None);
+    let disk = daemon.places.disk(&mark).to_string_lossy().into_owned();
     let vmm = Qemu { accelerator: daemon.facts().await.accelerator() };
     let template = daemon.places.templates.join(format!("empty-{}.ext4", vm.disk.as_bytes()));
     Ok(BootPlan {
         program: qemu::PROGRAM.to_owned(),
-        args: vmm.arguments(&machine, "path=AGENT"),
+        args: vmm
+            .arguments(&machine, "path=AGENT")
+            .iter()
+            .map(|argument| argument.replace(&disk, "DISK"))
+            .collect(),
         disk: if driver.name() == "reflink" { image_path } else { template },
         disk_bytes: vm.disk.as_bytes(),
         vmm: banger_vmm::Vmm::name(&vmm),

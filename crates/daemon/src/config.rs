@@ -2,14 +2,15 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use banger_api::{Code, ImageName, Problem, Size};
+use banger_storage::Driver;
 use serde::Deserialize;
 
 /// What the daemon goes by, from the file or from the host.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Config {
     pub image: ImageName,
     pub cpus: u32,
@@ -18,8 +19,50 @@ pub struct Config {
     /// How many VMs boot at once; the others wait their turn.
     pub boots_at_once: usize,
     pub deadlines: Deadlines,
+    pub vmm: VmmChoice,
+    /// Whether Firecracker runs in its jailer wherever root, or root's helper, can make a jail.
+    pub jailer: bool,
+    /// Firecracker's programs, where they are not looked for.
+    pub firecracker_path: Option<PathBuf>,
+    pub jailer_path: Option<PathBuf>,
+    pub uids: UidRange,
+    /// How new VMs get their disks; `None`: the first that works here.
+    pub storage: Option<&'static dyn Driver>,
     /// Where each default came from, for `doctor`.
     pub provenance: Vec<(&'static str, String)>,
+}
+
+/// Which VMM new starts use.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VmmChoice {
+    /// Firecracker where KVM runs guests and Firecracker is installed, else QEMU.
+    #[default]
+    Auto,
+    Firecracker,
+    Qemu,
+}
+
+/// The users that jailed VMMs run as, each VM its own; no user of the host may be among them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UidRange {
+    pub first: u32,
+    pub count: u32,
+}
+
+impl UidRange {
+    /// The user of the VM in this slot; `None` when the range is too short.
+    #[must_use]
+    pub fn of(self, slot: u32) -> Option<u32> {
+        (slot < self.count).then(|| self.first.checked_add(slot)).flatten()
+    }
+}
+
+impl Default for UidRange {
+    /// Of the ids that systemd leaves to nobody (its "Users, Groups, UIDs and GIDs on systemd Systems").
+    fn default() -> Self {
+        Self { first: 1_900_000_000, count: 10_000 }
+    }
 }
 
 /// Deadlines that differ by how guests are executed: a translated guest is some ten times slower.
@@ -53,6 +96,13 @@ struct File {
     boots_at_once: Option<usize>,
     ready_deadline_ms: Option<u64>,
     stop_deadline_ms: Option<u64>,
+    vmm: VmmChoice,
+    jailer: Option<bool>,
+    firecracker_path: Option<PathBuf>,
+    jailer_path: Option<PathBuf>,
+    uid_first: Option<u32>,
+    uid_count: Option<u32>,
+    storage: Option<String>,
 }
 
 /// What the defaults are derived from.
@@ -154,7 +204,35 @@ fn parse(text: &str, host: HostSize) -> Result<Config, Problem> {
         Some(number) => number,
         None => usize::try_from(host.cpus.max(2)).unwrap_or(2),
     };
+    let uids = UidRange {
+        first: file.uid_first.unwrap_or(UidRange::default().first),
+        count: file.uid_count.unwrap_or(UidRange::default().count),
+    };
+    if uids.first < 1000 || uids.count == 0 || uids.first.checked_add(uids.count).is_none() {
+        return Err(invalid(
+            "uid_first, uid_count: not a range of users from 1000 to 4294967294".into(),
+        ));
+    }
+    for (name, path) in
+        [("firecracker_path", &file.firecracker_path), ("jailer_path", &file.jailer_path)]
+    {
+        if path.as_ref().is_some_and(|path| !path.is_absolute()) {
+            return Err(invalid(format!("{name}: it must be an absolute path")));
+        }
+    }
+    let storage = match file.storage.as_deref() {
+        None | Some("auto") => None,
+        Some(name) => Some(banger_storage::named(name).ok_or_else(|| {
+            invalid(format!("storage: {name:?} is none of auto, reflink, dm-snapshot, overlay"))
+        })?),
+    };
     Ok(Config {
+        vmm: file.vmm,
+        jailer: file.jailer.unwrap_or(true),
+        firecracker_path: file.firecracker_path,
+        jailer_path: file.jailer_path,
+        uids,
+        storage,
         image,
         cpus,
         memory,
@@ -202,9 +280,20 @@ mod tests {
             ("memory = \"2 apples\"", "memory"),
             ("image = \"Not Good\"", "image"),
             ("boots_at_once = 0", "boots_at_once"),
+            ("vmm = \"xen\"", "xen"),
+            ("storage = \"floppy\"", "storage"),
+            ("uid_first = 0", "uid_first"),
+            ("uid_first = 4294967295", "uid_first"),
+            ("jailer_path = \"jailer\"", "jailer_path"),
         ] {
             let problem = parse(text, LAPTOP).unwrap_err();
             assert!(problem.message.contains(name), "{text}: {problem}");
         }
+    }
+
+    #[test]
+    fn every_vm_has_a_user_of_its_own_as_long_as_the_range_lasts() {
+        let uids = UidRange { first: 5000, count: 2 };
+        assert_eq!([uids.of(0), uids.of(1), uids.of(2)], [Some(5000), Some(5001), None]);
     }
 }

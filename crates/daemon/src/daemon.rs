@@ -1,16 +1,17 @@
 //! The daemon's state: what every request works with.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use banger_api::daemon::DaemonInfo;
 use banger_api::folders::Folders;
 use banger_api::vm::State;
-use banger_api::{Problem, VmId};
-use banger_host::{Host, Mark, Places};
+use banger_api::{Code, Problem, VmId};
+use banger_host::root::Firecracker as Programs;
+use banger_host::{Host, Mark, Places, StateFile};
 use banger_store::Store;
-use banger_vmm::{Qemu, Vmm};
+use banger_vmm::firecracker::Version;
 use jiff::Timestamp;
 use tokio::sync::{OnceCell, Semaphore, watch};
 
@@ -18,8 +19,23 @@ use crate::config::Config;
 use crate::host_facts::{self, HostFacts};
 use crate::making::Making;
 use crate::operations::Operations;
-use crate::problems;
 use crate::vms::slot::Slots;
+use crate::{problems, vmms};
+
+/// Who changes the host, and what that can do.
+pub struct Hands {
+    pub host: Arc<dyn Host>,
+    /// Whether it can make claims that need root.
+    pub privileged: bool,
+    /// Firecracker's programs as it takes them.
+    pub programs: Programs,
+}
+
+impl fmt::Debug for Hands {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hands").field("privileged", &self.privileged).finish_non_exhaustive()
+    }
+}
 
 /// Everything that a request may need. One per process.
 pub struct Daemon {
@@ -34,6 +50,12 @@ pub struct Daemon {
     pub boots: Semaphore,
     /// One making of an image, a kernel or an initramfs at a time, by name.
     pub making: Making,
+    /// Whether claims that need root can be made: by this process, or through root's helper.
+    pub privileged: bool,
+    /// Where Firecracker's programs are, if they are.
+    pub programs: Programs,
+    /// Which Firecracker that is, or why it cannot be used.
+    pub firecracker: Result<Version, String>,
     /// The static program that becomes the guest's `/init`.
     pub agent: PathBuf,
     pub started_at: Timestamp,
@@ -54,11 +76,15 @@ impl Daemon {
         folders: Folders,
         config: Config,
         store: Arc<Store>,
-        host: Arc<dyn Host>,
+        hands: Hands,
         places: Places,
         agent: PathBuf,
     ) -> Self {
+        let Hands { host, privileged, programs } = hands;
         Self {
+            firecracker: vmms::version(&programs),
+            privileged,
+            programs,
             operations: Operations::new(Arc::clone(&store)),
             boots: Semaphore::new(config.boots_at_once),
             folders,
@@ -85,9 +111,14 @@ impl Daemon {
         self.facts.get_or_init(|| host_facts::look(&self.folders.cache)).await
     }
 
-    /// The VMM for VMs that start now.
-    pub async fn vmm(&self) -> Arc<dyn Vmm> {
-        Arc::new(Qemu { accelerator: self.facts().await.accelerator() })
+    /// A file of the state by its place in it.
+    ///
+    /// # Errors
+    /// When it is somewhere else, which is a defect.
+    pub fn state_file(&self, path: &Path) -> Result<StateFile, Problem> {
+        StateFile::of(&self.places.state, path).ok_or_else(|| {
+            Problem::new(Code::Internal, format!("{} is no file of the state", path.display()))
+        })
     }
 
     /// Whether guests are translated, and slow.

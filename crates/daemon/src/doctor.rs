@@ -19,7 +19,7 @@ impl Daemon {
     /// When the host cannot be looked at at all.
     pub async fn doctor(self: &Arc<Self>) -> Result<Report, Problem> {
         let facts = self.facts().await.clone();
-        let vmm = self.vmm().await.name();
+        let vmm = self.vmm().await.map_or_else(|p| p.to_string(), |vmm| vmm.name());
         self.blocking(move |daemon| {
             let mut findings = vec![daemon.architecture(), kvm(&facts.kvm, &vmm)];
             findings.push(qemu_there());

@@ -23,4 +23,5 @@ pub mod readiness;
 pub mod reconcile;
 pub mod serve;
 pub mod startup;
+pub mod vmms;
 pub mod vms;

@@ -17,13 +17,16 @@ use banger_api::vm::State;
 use banger_api::{Code, Problem};
 use banger_host::Held;
 use banger_store::VmRecord;
-use banger_vmm::Channel;
-use banger_vmm::channel::Serial;
+use banger_vmm::channel::Mux;
+use banger_vmm::{AgentAddress, Channel, firecracker};
 use tokio::time::Instant;
 
 use crate::daemon::Daemon;
 use crate::operations::Operation;
 use crate::problems;
+use crate::readiness::VmmProcess;
+use crate::vms::slot::Slot;
+use crate::vms::start::agent_of;
 
 /// A stray, and whether it is gone.
 pub type ReleasedStray = (Held, Result<(), Problem>);
@@ -69,31 +72,34 @@ impl Daemon {
         match (vm.state, watched) {
             (State::Running | State::Starting, Some(watched)) => {
                 operation.stage("adopt", format!("adopting {}", vm.name));
-                let vmm = self.vmm().await;
+                let agent = agent_of(&vm);
                 if vm.state == State::Starting {
-                    drop(watched);
-                    return match self.await_ready(&vm, &mark, &slot, vmm.as_ref(), operation).await
-                    {
+                    return match self.finish_start(&vm, &slot, watched, &agent, operation).await {
                         Ok(_) => Ok(()),
                         Err(problem) => Err(self.failed_start(&vm, problem).await),
                     };
                 }
-                let socket = self.places.run_folder(&mark).join(vmm.agent_socket());
                 let within = self.config.deadlines.ready(self.translated().await);
+                let connecting = async {
+                    let stream = self.connect(&mark, agent.socket.clone()).await?;
+                    Mux::connect(stream, agent.carrier, Instant::now() + within)
+                        .await
+                        .map_err(|e| Problem::from_error(Code::Guest, &e))
+                };
                 tokio::select! {
-                    found = Serial::connect(&socket, Instant::now() + within) => match found {
+                    found = connecting => match found {
                         Ok((channel, ready)) => {
-                            self.is_ready(&vm, &slot, watched, Channel::Serial(channel), &ready).await?;
+                            self.is_ready(&vm, &slot, watched, Channel::Mux(channel), &ready).await?;
                             Ok(())
                         }
-                        Err(error) => {
+                        Err(problem) => {
                             // It lives, so it is not ended; its agent may come back.
-                            self.mind(vm.id.clone(), watched);
-                            Err(Problem::new(Code::Guest, format!("the agent of {} does not answer", vm.name)).cause(&error))
+                            self.mind(vm.id.clone(), watched, agent);
+                            Err(Problem::new(Code::Guest, format!("the agent of {} does not answer", vm.name)).cause(&problem))
                         }
                     },
                     () = slot.ending() => {
-                        self.mind(vm.id.clone(), watched);
+                        self.mind(vm.id.clone(), watched, agent);
                         Ok(())
                     }
                 }
@@ -112,6 +118,29 @@ impl Daemon {
             }
             _ => self.release_run(&vm.id, State::Stopped, None).await,
         }
+    }
+
+    /// The rest of a start whose daemon died after the VMM's process was there.
+    async fn finish_start(
+        self: &Arc<Self>,
+        vm: &VmRecord,
+        slot: &Arc<Slot>,
+        watched: VmmProcess,
+        agent: &AgentAddress,
+        operation: &Operation,
+    ) -> Result<VmRecord, Problem> {
+        // A VMM that is told what to run by its API may have been told nothing, or not all.
+        if let Some(api) = banger_vmm::api_of(vm.vmm.as_deref().unwrap_or_default()) {
+            let api = self.connect(&self.mark(&vm.id), api).await?;
+            let state = firecracker::state(api)
+                .await
+                .map_err(|e| Problem::from_error(Code::Internal, &e))?;
+            if state != firecracker::InstanceState::Running {
+                let message = format!("the daemon ended while {} was starting", vm.name);
+                return Err(Problem::new(Code::Cancelled, message));
+            }
+        }
+        self.await_ready(vm, slot, watched, agent, operation).await
     }
 
     /// What carries our mark on this host and is in no ledger.

@@ -10,13 +10,13 @@ use std::sync::Arc;
 use banger_api::folders::Folders;
 use banger_api::{Code, Problem};
 use banger_host::lock::{self, Lock};
-use banger_host::{Host, Installation, Places, socket};
+use banger_host::{Installation, Places, socket};
 use banger_store::Store;
 use tokio::net::UnixListener;
 
 use crate::artifacts::remove_temporaries;
-use crate::config::{self, HostSize};
-use crate::daemon::Daemon;
+use crate::config::{self, Config, HostSize};
+use crate::daemon::{Daemon, Hands};
 use crate::problems;
 
 /// A daemon that has all it needs and has begun nothing.
@@ -36,32 +36,40 @@ pub enum Startup {
     AlreadyRunning,
 }
 
-/// `make_host` picks who changes the host.
+/// `make_hands` picks who changes the host. `jails` is where jails are, if not in the state.
 ///
 /// # Errors
 /// What is missing or damaged, with what to do.
 pub fn start(
     folders: Folders,
     agent: PathBuf,
-    make_host: impl FnOnce(&Places) -> Arc<dyn Host>,
+    jails: Option<PathBuf>,
+    make_hands: impl FnOnce(&Places, &Config) -> Hands,
 ) -> Result<Startup, Problem> {
-    let vms = folders.state.join("vms");
-    let runs = folders.run.join("vms");
-    let templates = folders.cache.join("templates");
-    let made = [&folders.state, &folders.cache, &folders.run, &vms, &runs, &templates];
-    made.into_iter().try_for_each(|folder| private_folder(folder))?;
+    for folder in [&folders.state, &folders.cache, &folders.run] {
+        private_folder(folder)?;
+    }
     let lock = lock::try_lock(&folders.state.join("lock")).map_err(|e| problems::host(&e))?;
     let Some(lock) = lock else { return Ok(Startup::AlreadyRunning) };
     let config = config::read(&folders.config.join("config.toml"), HostSize::here())?;
     let store = open_store(&folders.state)?;
-    let places = Places { installation: store.installation().clone(), vms, runs, templates };
+    let mut places = Places::new(
+        store.installation().clone(),
+        &folders.state,
+        &folders.cache,
+        &folders.run,
+    );
+    places.jails = jails.unwrap_or(places.jails);
+    for folder in [&places.vms, &places.runs, &places.templates] {
+        private_folder(folder)?;
+    }
     // What makes images for this installation, and for nobody any more: this daemon has the lock.
     let making = format!("bg{}", places.installation);
     banger_host::end_orphans(banger_image::MARK_VARIABLE, &making)
         .map_err(|e| problems::host(&e))?;
     banger_image::mark_programs(&making);
-    let host = make_host(&places);
-    let daemon = Arc::new(Daemon::new(folders, config, Arc::new(store), host, places, agent));
+    let hands = make_hands(&places, &config);
+    let daemon = Arc::new(Daemon::new(folders, config, Arc::new(store), hands, places, agent));
     for folder in [daemon.images_folder(), daemon.kernels_folder()] {
         private_folder(&folder)?;
         remove_temporaries(&folder);

@@ -11,6 +11,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 #![allow(clippy::print_stdout, reason = "a failed test says where to look")]
 
+mod backend;
 mod outcome;
 mod processes;
 mod programs;
@@ -18,6 +19,7 @@ mod template;
 mod terminal;
 mod world;
 
+pub use backend::{Backend, firecracker_folder};
 pub use outcome::Outcome;
 pub use processes::{processes_marked, wait_until};
 pub use programs::{built, run};

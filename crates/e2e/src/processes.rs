@@ -3,17 +3,19 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-/// `argv[0]` of every process whose name holds this installation's mark.
+/// The command line of every process that carries this installation's mark: in its name, or as a jailed Firecracker's id.
 #[must_use]
 pub fn processes_marked(installation: &str) -> Vec<String> {
-    let mark = format!(":bg{installation}-");
+    let (in_name, as_id) = (format!(":bg{installation}-"), format!("bg{installation}-"));
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").unwrap().flatten() {
         let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let argv0 = String::from_utf8_lossy(line.split(|&b| b == 0).next().unwrap_or_default())
-            .into_owned();
-        if argv0.contains(&mark) {
-            found.push(argv0);
+        let words: Vec<_> = line.split(|&b| b == 0).map(String::from_utf8_lossy).collect();
+        let jailed = words.iter().zip(words.iter().skip(1));
+        let has_id =
+            jailed.into_iter().any(|(flag, value)| flag == "--id" && value.starts_with(&as_id));
+        if words[0].contains(&in_name) || has_id {
+            found.push(words.join(" "));
         }
     }
     found

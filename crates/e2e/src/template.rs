@@ -1,7 +1,8 @@
 //! A banger home with a kernel and images, made once by the programs under test and copied for every world.
 //!
 //! It is in `target/e2e-cache`: the kernel and the default image come from the host's apt, the busybox images from the
-//! host's static busybox. Remove the folder to have it made anew.
+//! host's static busybox. Remove the folder to have it made anew. `BANGER_E2E_CACHE` names another folder, which may be
+//! read-only if it is complete: where there is no archive, such as in the test host.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -9,21 +10,31 @@ use std::sync::OnceLock;
 
 use rustix::fs::{FlockOperation, flock};
 
+use crate::backend::Backend;
 use crate::outcome::Outcome;
 use crate::programs::{built, must, new, target};
 use crate::{BUSYBOX, PANICKING, SYSTEMD};
+
+/// The file that says that a template is whole. Its number changes when an older template no longer serves.
+const COMPLETE: &str = "complete-2";
 
 /// The template's home.
 pub(crate) fn home() -> &'static Path {
     static HOME: OnceLock<PathBuf> = OnceLock::new();
     HOME.get_or_init(|| {
-        let cache = target().join("e2e-cache");
+        let cache = match std::env::var_os("BANGER_E2E_CACHE") {
+            Some(folder) => PathBuf::from(folder),
+            None => target().join("e2e-cache"),
+        };
         fs::create_dir_all(&cache).unwrap();
         let cache = cache.canonicalize().unwrap();
+        let home = cache.join("home");
+        let complete = cache.join(COMPLETE);
+        if complete.exists() {
+            return home;
+        }
         let lock = File::create(cache.join("lock")).unwrap();
         flock(&lock, FlockOperation::LockExclusive).unwrap();
-        let home = cache.join("home");
-        let complete = cache.join("complete");
         if !complete.exists() {
             if home.exists() {
                 banger(&home, &["daemon", "stop"]);
@@ -49,6 +60,8 @@ fn make(home: &Path, cache: &Path) {
 }
 
 fn banger(home: &Path, args: &[&str]) -> Outcome {
+    fs::create_dir_all(home.join("config")).unwrap();
+    fs::write(home.join("config/config.toml"), Backend::here().config()).unwrap();
     let output = new(built().join("banger")).args(args).env("BANGER_HOME", home).output().unwrap();
     Outcome::new(format!("banger {}", args.join(" ")), output)
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::backend::{Backend, cgroups};
 use crate::outcome::Outcome;
 use crate::processes::{processes_marked, wait_until};
 use crate::programs::{built, new, run};
@@ -51,10 +52,12 @@ impl World {
     fn copy_template(folder: &Path) -> Self {
         let template = template::home();
         let home = folder.join("home");
-        for part in ["state/images", "state/kernels", "cache"] {
+        for part in ["state/images", "state/kernels", "state/initramfs", "cache"] {
             fs::create_dir_all(home.join(part)).unwrap();
             link_tree(&template.join(part), &home.join(part));
         }
+        fs::create_dir_all(home.join("config")).unwrap();
+        fs::write(home.join("config/config.toml"), Backend::here().config()).unwrap();
         for file in ["banger.db", "banger.db-wal"] {
             // Without a write-ahead log all is in the database itself.
             if template.join("state").join(file).exists() {
@@ -118,6 +121,19 @@ impl World {
             .output()
             .unwrap();
         Outcome::new(format!("{program} {}", args.join(" ")), output)
+    }
+
+    /// A home of this user's with this world's images, kernels and configuration, and no VMs.
+    pub fn give_artifacts(&self, home: &Path, uid: u32) {
+        let from = |part: &str| self.home.join(part).to_str().unwrap().to_owned();
+        fs::create_dir_all(home.join("state")).unwrap();
+        let state = home.join("state").to_str().unwrap().to_owned();
+        for part in ["state/images", "state/kernels", "state/banger.db"] {
+            run("cp", &["--archive", "--sparse=always", &from(part), &state]);
+        }
+        let home = home.to_str().unwrap();
+        run("cp", &["--archive", &from("config"), home]);
+        run("chown", &["--recursive", &format!("{uid}:{uid}"), home]);
     }
 
     #[must_use]
@@ -199,26 +215,43 @@ impl World {
     /// Pids of this world's VMMs.
     #[must_use]
     pub fn vmm_pids(&self) -> Vec<Pid> {
-        let mark = format!("banger-vmm:bg{}-", self.installation);
-        let mut pids = Vec::new();
-        for entry in fs::read_dir("/proc").unwrap().flatten() {
-            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-            if line.starts_with(mark.as_bytes()) {
-                pids.extend(
-                    entry
-                        .file_name()
-                        .to_str()
-                        .and_then(|name| name.parse().ok())
-                        .and_then(Pid::from_raw),
-                );
-            }
-        }
-        pids
+        Backend::here().vmm_pids(&self.installation)
     }
 
+    /// What runs for this world: VMMs, jailed or not, and the writers of their logs.
     #[must_use]
     pub fn processes(&self) -> Vec<String> {
         processes_marked(&self.installation)
+    }
+
+    /// The filesystem on the disk of a stopped VM needs no repair and no recovery.
+    #[track_caller]
+    pub fn disk_is_clean(&self, name: &str) {
+        let disk = self.vm_folder(name).join("disk.ext4");
+        let checked = match Backend::here().disk_driver() {
+            "overlay" => self.program("e2fsck", &["-f", "-n", disk.to_str().unwrap()]),
+            _ => self.check_snapshot(name, &disk),
+        };
+        checked.succeeds();
+        assert!(!checked.text().contains("recover"), "{checked}");
+    }
+
+    /// Puts image and written blocks together as banger does, by other programs than banger's.
+    fn check_snapshot(&self, name: &str, written: &Path) -> Outcome {
+        let vm = self.vm(name);
+        let sectors = vm["disk_bytes"].as_u64().unwrap() / 512;
+        let image =
+            self.banger(["image", "show", vm["image"].as_str().unwrap(), "--format", "json"]);
+        let digest = image.succeeds().json()["digest"].as_str().unwrap().to_owned();
+        let image = self.home.join(format!("state/images/{digest}.ext4"));
+        let script = "set -e; image=$(losetup -f -r --show \"$1\"); written=$(losetup -f --show \"$2\"); \
+                      size=$(blockdev --getsz $image); \
+                      printf '0 %s linear %s 0\n%s %s zero\n' $size $image $size $(($3 - size)) | dmsetup create check-origin; \
+                      dmsetup create check --table \"0 $3 snapshot /dev/mapper/check-origin $written P 8\"; \
+                      e2fsck -f -n /dev/mapper/check && status=0 || status=$?; \
+                      dmsetup remove --retry check; dmsetup remove --retry check-origin; losetup -d $image $written; exit $status";
+        let (image, written) = (image.to_str().unwrap(), written.to_str().unwrap());
+        self.program("sh", &["-c", script, "-", image, written, &sectors.to_string()])
     }
 
     /// Programs that work for this world's daemon, such as mmdebstrap and what it has started.
@@ -265,7 +298,11 @@ impl World {
         assert_eq!(self.vms(), Vec::<serde_json::Value>::new());
         self.no_strays();
         assert_eq!(self.processes(), Vec::<String>::new());
-        for folder in ["state/vms", "run/vms"] {
+        assert_eq!(cgroups(&self.installation), Vec::<PathBuf>::new());
+        for folder in ["state/vms", "run/vms", "state/jails/firecracker"] {
+            if !self.home.join(folder).exists() {
+                continue;
+            }
             let left: Vec<_> =
                 fs::read_dir(self.home.join(folder)).unwrap().flatten().map(|e| e.path()).collect();
             assert_eq!(left, Vec::<PathBuf>::new());

@@ -5,9 +5,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use banger_e2e::{BUSYBOX, PANICKING, in_world, wait_until};
-
-const QEMU: &str = "/usr/bin/qemu-system-x86_64";
+use banger_e2e::{BUSYBOX, Backend, PANICKING, in_world, wait_until};
 
 #[test]
 fn a_damaged_database_is_said_to_be_and_is_not_touched() {
@@ -101,18 +99,20 @@ fn a_full_disk_is_said_to_be_and_nothing_half_made_stays() {
 }
 
 #[test]
-fn a_host_without_qemu_is_told_what_to_install() {
+fn a_host_without_the_vmm_is_told_what_to_do() {
     in_world(|world| {
+        let (program, remedy) = Backend::here().program();
         let script = format!(
-            "mount --bind /dev/null {QEMU}; banger vm run --rm --image {BUSYBOX} -- true; echo status $?; \
-             banger vm list; banger doctor; banger daemon stop"
+            "mount --bind /dev/null {}; banger vm run --rm --image {BUSYBOX} -- true; echo status $?; \
+             banger vm list; banger doctor; banger daemon stop",
+            program.display()
         );
         let told = world.program("unshare", &["--mount", "sh", "-c", &script]);
         told.succeeds()
             .prints("status 125")
-            .complains("qemu-system-x86_64")
+            .complains(program.file_name().unwrap().to_str().unwrap())
             .complains("banger doctor");
-        told.prints("apt-get install qemu-system-x86");
+        told.prints(remedy);
         world.delete_all();
     });
 }

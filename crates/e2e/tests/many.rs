@@ -3,15 +3,14 @@
 
 use std::time::Duration;
 
-use banger_e2e::{Background, SYSTEMD, World, in_world, wait_until};
+use banger_e2e::{Backend, Background, SYSTEMD, World, in_world, wait_until};
 
-const VMS: usize = 20;
 /// Translated guests, two booting at a time, beside whatever else the machine does.
 const BOOTED: Duration = Duration::from_secs(600);
 
 /// Begins to start all of them at once.
 fn start_all(world: &World) -> (Vec<String>, Vec<Background>) {
-    let names: Vec<String> = (0..VMS).map(|n| format!("vm-{n}")).collect();
+    let names: Vec<String> = (0..Backend::here().many()).map(|n| format!("vm-{n}")).collect();
     let start = |name: &String| {
         world.background(&[
             "vm", "run", "-d", "--image", SYSTEMD, "--memory", "512M", "--name", name,
@@ -22,7 +21,7 @@ fn start_all(world: &World) -> (Vec<String>, Vec<Background>) {
 }
 
 #[test]
-fn twenty_vms_started_at_once_all_become_ready() {
+fn many_vms_started_at_once_all_become_ready() {
     in_world(|world| {
         let (names, starts) = start_all(world);
         for start in starts {
@@ -42,10 +41,11 @@ fn twenty_vms_started_at_once_all_become_ready() {
 }
 
 #[test]
-fn a_daemon_killed_while_twenty_vms_start_leaves_each_of_them_running_or_stopped() {
+fn a_daemon_killed_while_many_vms_start_leaves_each_of_them_running_or_stopped() {
     in_world(|world| {
-        let (_, starts) = start_all(world);
-        wait_until("half of them run", BOOTED, || world.vmm_pids().len() >= VMS / 2);
+        let (names, starts) = start_all(world);
+        let half = names.len() / 2;
+        wait_until("half of them run", BOOTED, || world.vmm_pids().len() >= half);
         world.kill_daemon();
         for start in starts {
             drop(start.end());
@@ -54,7 +54,7 @@ fn a_daemon_killed_while_twenty_vms_start_leaves_each_of_them_running_or_stopped
         wait_until("all are settled", BOOTED, || world.vms().iter().all(settled));
         let running: Vec<_> =
             world.vms().into_iter().filter(|vm| vm["state"] == "running").collect();
-        assert!(running.len() >= VMS / 2 - 2, "{} were adopted", running.len());
+        assert!(running.len() >= half - 2, "{} were adopted", running.len());
         assert_eq!(
             world.vmm_pids().len(),
             running.len(),

@@ -1,9 +1,9 @@
-//! The two kinds of disks: laid over the image, and sharing the image's blocks.
+//! The kinds of disks: laid over the image, a snapshot of its device, and sharing the image's blocks.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::os::unix::fs::MetadataExt;
 
-use banger_e2e::{BUSYBOX, SYSTEMD, World, in_world, in_world_at, run};
+use banger_e2e::{BUSYBOX, Backend, SYSTEMD, World, in_world, in_world_at, run};
 
 fn disk_driver(world: &World) -> String {
     let report = world.banger(["doctor", "--format", "json"]).json();
@@ -69,9 +69,9 @@ fn a_disk_that_shares_the_images_blocks_boots_grows_and_leaves_the_image_alone()
 }
 
 #[test]
-fn a_disk_over_the_image_has_its_own_size_and_costs_only_what_is_written() {
+fn a_disk_has_its_own_size_and_costs_only_what_is_written() {
     in_world(|world| {
-        assert_eq!(disk_driver(world), "overlay");
+        assert_eq!(disk_driver(world), Backend::here().disk_driver());
         world.banger(["vm", "run", "-d", "--name", "one", "--disk", "20G"]).succeeds();
         assert!(free_mib(world, "one") > 18_000);
         world
@@ -89,7 +89,7 @@ fn a_disk_over_the_image_has_its_own_size_and_costs_only_what_is_written() {
             .succeeds();
         world.banger(["vm", "stop", "one"]).succeeds();
         let disk = std::fs::metadata(world.vm_folder("one").join("disk.ext4")).unwrap();
-        assert_eq!(disk.len(), 20 << 30);
+        assert!(disk.len() >= 20 << 30);
         assert!(disk.blocks() * 512 < 300 << 20, "{} bytes are allocated", disk.blocks() * 512);
     });
 }

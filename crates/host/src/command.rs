@@ -6,10 +6,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use command_fds::{CommandFdExt, FdMapping};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::error::HostError;
 
@@ -48,11 +46,14 @@ pub fn run(name: &str, args: &[&str]) -> Result<String, HostError> {
 ///
 /// # Errors
 /// When it cannot be started, or `TimedOut`.
+#[cfg(feature = "kvm-probe")]
 pub(crate) fn run_within(
     program: &Path,
     args: &[&str],
-    deadline: Duration,
+    deadline: std::time::Duration,
 ) -> io::Result<(bool, String)> {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
     let mut child = new(program)
         .args(args)
         .stdin(Stdio::null())

@@ -26,6 +26,8 @@ pub struct Disk {
 pub enum DiskSource {
     /// An empty ext4 filesystem.
     Empty,
+    /// Nothing: one hole.
+    Hole,
     /// A copy of `base` that shares its blocks (FICLONE, ioctl_ficlone(2)), then grown; the guest grows the filesystem.
     Reflink { base: PathBuf },
 }
@@ -47,6 +49,7 @@ pub(crate) fn acquire(disk: &Disk, places: &Places) -> Result<(), HostError> {
             let template = ensure_template(&places.templates, disk.size_bytes)?;
             copy_sparse(&template, &mut file, &half)?;
         }
+        DiskSource::Hole => file.set_len(disk.size_bytes).map_err(on("grow", &half))?,
         DiskSource::Reflink { base } => {
             let base_file = File::open(base).map_err(on("open the image", base))?;
             rustix::fs::ioctl_ficlone(&file, &base_file)
@@ -172,12 +175,7 @@ mod tests {
     fn places(root: &Path) -> (Places, Mark) {
         let installation = Installation::random().unwrap();
         let mark = Mark::new(installation.clone(), VmId::random().unwrap());
-        let places = Places {
-            installation,
-            vms: root.join("vms"),
-            runs: root.join("runs"),
-            templates: root.join("templates"),
-        };
+        let places = Places::new(installation, root, root, root);
         for folder in [&places.templates, &places.vm_folder(&mark)] {
             fs::create_dir_all(folder).unwrap();
         }

@@ -8,30 +8,38 @@ pub mod command;
 mod disk;
 mod error;
 mod folder;
+#[cfg(feature = "kvm-probe")]
 pub mod kvm_probe;
 pub mod lock;
 pub mod log_writer;
 pub mod mark;
 mod process;
 pub mod ready_fd;
+pub mod root;
 pub mod socket;
 pub mod space;
+pub mod state_file;
 pub mod tsc;
 mod vmm_process;
 
+use std::io::PipeWriter;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
 pub use disk::{Disk, DiskSource, reflink_works};
 pub use error::HostError;
 pub use mark::{Installation, Mark};
 pub use process::Watched;
+pub use root::{Cgroup, DmSnapshot, Jail, JailedVmm, Loop, LoopRole, Root, Tap};
+pub use state_file::StateFile;
 pub use vmm_process::{VMM_FIRST_FD, Vmm};
 
 /// One thing held on the host for one VM: recorded first, then made, and undone by its [`Held`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Claim {
     /// The VM's folder in the state: its disk and its logs.
     VmFolder { mark: Mark },
@@ -39,8 +47,22 @@ pub enum Claim {
     Disk(Disk),
     /// The VM's folder for sockets.
     RunFolder { mark: Mark },
+    /// The control group of the VM's processes, with its limits.
+    Cgroup(Cgroup),
+    /// A block device over a file of the state.
+    Loop(Loop),
+    /// A writable device over an image that is only read.
+    DmSnapshot(DmSnapshot),
+    /// The VM's share in the bridge that the taps of this installation are ports of.
+    Bridge { installation: Installation },
+    /// The VM's network device.
+    Tap(Tap),
+    /// The folder that is the VMM's whole filesystem.
+    Jail(Jail),
     /// The VMM's process, and the process that keeps its log bounded.
     Vmm(Vmm),
+    /// As `Vmm`, with Firecracker's jailer around it: in the VM's cgroup and jail, under the VM's own uid.
+    JailedVmm(JailedVmm),
 }
 
 /// How long a claim is held.
@@ -61,7 +83,14 @@ impl Claim {
             Claim::VmFolder { mark } => Held::VmFolder { mark: mark.clone() },
             Claim::Disk(disk) => Held::Disk { mark: disk.mark.clone() },
             Claim::RunFolder { mark } => Held::RunFolder { mark: mark.clone() },
+            Claim::Cgroup(cgroup) => Held::Cgroup { mark: cgroup.mark.clone() },
+            Claim::Loop(found) => Held::Loop { mark: found.mark.clone(), role: found.role },
+            Claim::DmSnapshot(dm) => Held::DmSnapshot { mark: dm.mark.clone() },
+            Claim::Bridge { installation } => Held::Bridge { installation: installation.clone() },
+            Claim::Tap(tap) => Held::Tap { mark: tap.mark.clone() },
+            Claim::Jail(jail) => Held::Jail { mark: jail.mark.clone() },
             Claim::Vmm(vmm) => Held::Vmm { mark: vmm.mark.clone() },
+            Claim::JailedVmm(vmm) => Held::JailedVmm { mark: vmm.mark.clone() },
         }
     }
 
@@ -69,29 +98,88 @@ impl Claim {
     pub fn life(&self) -> Life {
         match self {
             Claim::VmFolder { .. } | Claim::Disk(_) => Life::Record,
-            Claim::RunFolder { .. } | Claim::Vmm(_) => Life::Run,
+            _ => Life::Run,
         }
+    }
+
+    /// Whether only root can make it; see [`Held::needs_root`].
+    #[must_use]
+    pub fn needs_root(&self) -> bool {
+        self.held().needs_root()
     }
 }
 
 /// A thing that is there, by the name that the host knows it by. Every name holds the [`Mark`].
+///
+/// The order is that in which a start makes them.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Held {
     VmFolder { mark: Mark },
     Disk { mark: Mark },
     RunFolder { mark: Mark },
+    Cgroup { mark: Mark },
+    Loop { mark: Mark, role: LoopRole },
+    DmSnapshot { mark: Mark },
+    Bridge { installation: Installation },
+    Tap { mark: Mark },
+    Jail { mark: Mark },
     Vmm { mark: Mark },
+    JailedVmm { mark: Mark },
 }
 
 impl Held {
+    /// Whose it is.
     #[must_use]
-    pub fn mark(&self) -> &Mark {
+    pub fn installation(&self) -> &Installation {
         match self {
+            Held::Bridge { installation } => installation,
             Held::VmFolder { mark }
             | Held::Disk { mark }
             | Held::RunFolder { mark }
-            | Held::Vmm { mark } => mark,
+            | Held::Cgroup { mark }
+            | Held::Loop { mark, .. }
+            | Held::DmSnapshot { mark }
+            | Held::Tap { mark }
+            | Held::Jail { mark }
+            | Held::Vmm { mark }
+            | Held::JailedVmm { mark } => mark.installation(),
+        }
+    }
+
+    /// The VM that holds it; `None` for what several share.
+    #[must_use]
+    pub fn mark(&self) -> Option<&Mark> {
+        match self {
+            Held::Bridge { .. } => None,
+            Held::VmFolder { mark }
+            | Held::Disk { mark }
+            | Held::RunFolder { mark }
+            | Held::Cgroup { mark }
+            | Held::Loop { mark, .. }
+            | Held::DmSnapshot { mark }
+            | Held::Tap { mark }
+            | Held::Jail { mark }
+            | Held::Vmm { mark }
+            | Held::JailedVmm { mark } => Some(mark),
+        }
+    }
+
+    /// Whether only root can make and undo it: [`Root`] does, in this process or in the helper.
+    #[must_use]
+    pub fn needs_root(&self) -> bool {
+        match self {
+            Held::VmFolder { .. }
+            | Held::Disk { .. }
+            | Held::RunFolder { .. }
+            | Held::Vmm { .. } => false,
+            Held::Cgroup { .. }
+            | Held::Loop { .. }
+            | Held::DmSnapshot { .. }
+            | Held::Bridge { .. }
+            | Held::Tap { .. }
+            | Held::Jail { .. }
+            | Held::JailedVmm { .. } => true,
         }
     }
 }
@@ -102,12 +190,30 @@ impl std::fmt::Display for Held {
             Held::VmFolder { mark } => write!(f, "the folder of VM {mark}"),
             Held::Disk { mark } => write!(f, "the disk of VM {mark}"),
             Held::RunFolder { mark } => write!(f, "the sockets of VM {mark}"),
+            Held::Cgroup { mark } => write!(f, "the cgroup of VM {mark}"),
+            Held::Loop { mark, role } => write!(f, "the loop device of the {role} of VM {mark}"),
+            Held::DmSnapshot { mark } => write!(f, "the snapshot device of VM {mark}"),
+            Held::Bridge { installation } => write!(f, "the bridge of installation {installation}"),
+            Held::Tap { mark } => write!(f, "the tap of VM {mark}"),
+            Held::Jail { mark } => write!(f, "the jail of VM {mark}"),
             Held::Vmm { mark } => write!(f, "the VMM process of VM {mark}"),
+            Held::JailedVmm { mark } => write!(f, "the jailed VMM process of VM {mark}"),
         }
     }
 }
 
-/// Who makes and undoes claims: [`LocalHost`] on the real machine, a fake one in tests.
+/// A unix socket of a VM's, which its VMM listens on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "in", content = "name", rename_all = "snake_case", deny_unknown_fields)]
+pub enum VmSocket {
+    /// In the VM's run folder.
+    RunFolder(String),
+    /// In the VM's jail.
+    Jail(String),
+}
+
+/// Who makes and undoes claims: [`LocalHost`] on the real machine, [`HelperHost`] through root's helper, a fake one in
+/// tests.
 pub trait Host: Send + Sync {
     /// Makes it so: there and right is fine, there and wrong is an error.
     ///
@@ -127,26 +233,55 @@ pub trait Host: Send + Sync {
     /// When the machine cannot be looked at.
     fn list(&self) -> Result<Vec<Held>, HostError>;
 
-    /// The VMM of this mark, if it lives, to wait for its end.
+    /// The VMM of this mark, jailed or not, if it lives, to wait for its end.
     ///
     /// # Errors
     /// When the processes cannot be looked at.
     fn watch(&self, mark: &Mark) -> Result<Option<Watched>, HostError>;
+
+    /// Signals the VMM of this mark; one that has ended is no error.
+    ///
+    /// # Errors
+    /// When it may not be signalled.
+    fn signal(&self, mark: &Mark, signal: Signal) -> Result<(), HostError>;
+
+    /// Connects to a socket on which the VMM of this mark listens. Does not wait for it to be there.
+    ///
+    /// # Errors
+    /// When nobody listens there.
+    fn connect(&self, mark: &Mark, socket: &VmSocket) -> Result<UnixStream, HostError>;
 }
 
 /// Where this installation keeps what its VMs hold.
 #[derive(Debug, Clone)]
 pub struct Places {
     pub installation: Installation,
-    /// One folder per VM; on the filesystem of the images, so that disks can share blocks with them.
+    /// The folder below which every [`StateFile`] is.
+    pub state: PathBuf,
+    /// One folder per VM; on the filesystem of the images, so that disks can share blocks with them. In `state`.
     pub vms: PathBuf,
     /// One folder per running VM, for sockets.
     pub runs: PathBuf,
     /// Formatted empty disks, one per size, copied for each new VM.
     pub templates: PathBuf,
+    /// One folder per jailed VMM, on the filesystem of `state`. Root's, and in no folder of anybody else's.
+    pub jails: PathBuf,
 }
 
 impl Places {
+    /// Those of an installation whose folders these are.
+    #[must_use]
+    pub fn new(installation: Installation, state: &Path, cache: &Path, run: &Path) -> Self {
+        Self {
+            installation,
+            state: state.to_owned(),
+            vms: state.join("vms"),
+            runs: run.join("vms"),
+            templates: cache.join("templates"),
+            jails: state.join("jails"),
+        }
+    }
+
     #[must_use]
     pub fn vm_folder(&self, mark: &Mark) -> PathBuf {
         self.vms.join(mark.to_string())
@@ -159,7 +294,7 @@ impl Places {
 
     #[must_use]
     pub fn disk(&self, mark: &Mark) -> PathBuf {
-        self.vm_folder(mark).join("disk.ext4")
+        self.vm_folder(mark).join(DISK)
     }
 
     /// What the VMM and the guest's console said; the older half is beside it with `.1` appended.
@@ -168,6 +303,9 @@ impl Places {
         self.vm_folder(mark).join("console.log")
     }
 }
+
+/// The name of a VM's disk in its folder.
+const DISK: &str = "disk.ext4";
 
 /// Ends what carries this in its environment: programs that worked for a daemon which was killed.
 ///
@@ -185,18 +323,41 @@ pub struct LocalHost {
     /// The program that runs [`log_writer::run`], and its arguments before the log's own.
     log_writer: (PathBuf, Vec<String>),
     children: process::Children,
+    /// For what needs root; `None` when this process is not root.
+    root: Option<Root>,
 }
 
 impl LocalHost {
     /// `log_writer` is a program that calls [`log_writer::run`] with the two arguments that follow those given.
     #[must_use]
-    pub fn new(places: Places, log_writer: (PathBuf, Vec<String>)) -> Self {
-        Self { places, log_writer, children: process::Children::default() }
+    pub fn new(places: Places, log_writer: (PathBuf, Vec<String>), root: Option<Root>) -> Self {
+        Self { places, log_writer, children: process::Children::default(), root }
     }
 
     #[must_use]
     pub fn places(&self) -> &Places {
         &self.places
+    }
+
+    /// Starts the process that keeps the log of a VM's VMM; it ends when all ends of its pipe are closed.
+    fn start_log(&self, name: (&str, &Mark), limit_bytes: u64) -> Result<PipeWriter, HostError> {
+        vmm_process::start_log(name, limit_bytes, &self.places, &self.log_writer, &self.children)
+    }
+
+    /// As [`Self::start_log`], for a VMM that somebody else jails.
+    pub(crate) fn start_jail_log(&self, vmm: &JailedVmm) -> Result<PipeWriter, HostError> {
+        self.start_log((vmm_process::JAIL_LOG, &vmm.mark), vmm.log_limit_bytes)
+    }
+
+    /// Ends the log that [`Self::start_jail_log`] has started, when its VMM has ended.
+    pub(crate) fn release_jail_log(&self, mark: &Mark) -> Result<(), HostError> {
+        vmm_process::release_log(vmm_process::JAIL_LOG, mark, &self.children)
+    }
+
+    fn root(&self, held: &Held) -> Result<&Root, HostError> {
+        self.root.as_ref().ok_or_else(|| {
+            HostError::because(format!("make or undo {held}"), "this needs root or root's helper")
+        })
     }
 }
 
@@ -207,8 +368,21 @@ impl Host for LocalHost {
             Claim::Disk(disk) => disk::acquire(disk, &self.places),
             Claim::RunFolder { mark } => folder::acquire(&self.places.run_folder(mark)),
             Claim::Vmm(vmm) => {
-                vmm_process::acquire(vmm, &self.places, &self.log_writer, &self.children)
+                if vmm_process::watch(&vmm.mark)?.is_some() {
+                    return Ok(());
+                }
+                let console = self.start_log((vmm_process::LOG, &vmm.mark), vmm.log_limit_bytes)?;
+                vmm_process::acquire(vmm, &self.places, console, &self.children)
             }
+            Claim::JailedVmm(vmm) => {
+                let root = self.root(&claim.held())?;
+                if root::watch_jailed(&vmm.mark)?.is_some() {
+                    return Ok(());
+                }
+                let console = self.start_jail_log(vmm)?;
+                root.acquire(claim, Some(console.into()))
+            }
+            _ => self.root(&claim.held())?.acquire(claim, None),
         }
     }
 
@@ -218,6 +392,11 @@ impl Host for LocalHost {
             Held::Disk { mark } => disk::release(&self.places.disk(mark)),
             Held::RunFolder { mark } => folder::release(&self.places.run_folder(mark)),
             Held::Vmm { mark } => vmm_process::release(mark, &self.children),
+            Held::JailedVmm { mark } => {
+                let vmm = self.root(held)?.release(held);
+                vmm.and(self.release_jail_log(mark))
+            }
+            _ => self.root(held)?.release(held),
         }
     }
 
@@ -237,6 +416,11 @@ impl Host for LocalHost {
                 .map(|mark| Held::RunFolder { mark }),
         );
         held.extend(vmm_process::marked()?.into_iter().filter(ours).map(|mark| Held::Vmm { mark }));
+        let jailed = vmm_process::named(vmm_process::JAIL_LOG)?;
+        held.extend(jailed.into_iter().filter(ours).map(|mark| Held::JailedVmm { mark }));
+        if let Some(root) = &self.root {
+            held.extend(root.list()?);
+        }
         self.children.reap();
         held.sort();
         held.dedup();
@@ -244,7 +428,29 @@ impl Host for LocalHost {
     }
 
     fn watch(&self, mark: &Mark) -> Result<Option<Watched>, HostError> {
-        vmm_process::watch(mark)
+        match vmm_process::watch(mark)? {
+            Some(watched) => Ok(Some(watched)),
+            None => root::watch_jailed(mark),
+        }
+    }
+
+    fn signal(&self, mark: &Mark, signal: Signal) -> Result<(), HostError> {
+        match (vmm_process::watch(mark)?, &self.root) {
+            (Some(watched), _) => watched
+                .signal(signal)
+                .map_err(|e| HostError::new(format!("signal the VMM of {mark}"), e)),
+            (None, Some(root)) => root.signal(mark, signal),
+            (None, None) => Ok(()),
+        }
+    }
+
+    fn connect(&self, mark: &Mark, socket: &VmSocket) -> Result<UnixStream, HostError> {
+        match socket {
+            VmSocket::RunFolder(name) => socket::connect(&self.places.run_folder(mark), name),
+            VmSocket::Jail(name) => {
+                self.root(&Held::Jail { mark: mark.clone() })?.connect(mark, name)
+            }
+        }
     }
 }
 

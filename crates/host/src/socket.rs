@@ -4,7 +4,7 @@
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use crate::error::{HostError, on};
@@ -25,6 +25,16 @@ pub fn listen(folder: &Path, name: &str) -> Result<OwnedFd, HostError> {
     let short = PathBuf::from(format!("/proc/self/fd/{}/{name}", opened.as_raw_fd()));
     let listener = UnixListener::bind(short).map_err(on("listen on", &path))?;
     Ok(listener.into())
+}
+
+/// Connects to the socket of that name, however deep its folder.
+///
+/// # Errors
+/// When nobody listens there.
+pub fn connect(folder: &Path, name: &str) -> Result<UnixStream, HostError> {
+    let opened = File::open(folder).map_err(on("open", folder))?;
+    let short = PathBuf::from(format!("/proc/self/fd/{}/{name}", opened.as_raw_fd()));
+    UnixStream::connect(short).map_err(on("connect to", &folder.join(name)))
 }
 
 #[cfg(test)]

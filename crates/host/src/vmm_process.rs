@@ -6,7 +6,7 @@
 //! The log's process ends by itself when the pipe does. The VMM gets its listening sockets as open fds, so they can be
 //! connected to as soon as it is started and nobody waits for a file to appear.
 
-use std::io;
+use std::io::{self, PipeWriter};
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
@@ -21,7 +21,9 @@ use crate::process::{self, Children, Watched};
 use crate::{Places, command, socket};
 
 const VMM: &str = "banger-vmm:";
-const LOG: &str = "banger-log:";
+pub(crate) const LOG: &str = "banger-log:";
+/// The log of a jailed VMM, which is another kind of claim.
+pub(crate) const JAIL_LOG: &str = "banger-jail-log:";
 
 /// The first fd at which a VMM finds its listening sockets, in the order of [`Vmm::sockets`].
 pub const VMM_FIRST_FD: i32 = 3;
@@ -39,34 +41,30 @@ pub struct Vmm {
     pub args: Vec<String>,
     /// Names of listening unix sockets in the run folder; the program gets them as open fds.
     pub sockets: Vec<String>,
+    /// A socket in the run folder that the program makes itself, and that must be there before it counts as started.
+    #[serde(default)]
+    pub makes: Option<String>,
     /// The log is at most this long, in bytes: the newer half in the log, the older half beside it.
     pub log_limit_bytes: u64,
 }
 
-pub(crate) fn acquire(
-    vmm: &Vmm,
+/// The process that keeps the log of this VM, reading what is written to the returned end of its pipe.
+pub(crate) fn start_log(
+    (prefix, mark): (&str, &Mark),
+    limit_bytes: u64,
     places: &Places,
     log_writer: &(PathBuf, Vec<String>),
     children: &Children,
-) -> Result<(), HostError> {
-    let program = program(&vmm.program)?;
-    let failed = |cause: io::Error| HostError::new(format!("start {}", program.display()), cause);
-    if watch(&vmm.mark)?.is_some() {
-        return Ok(());
-    }
-    let run_folder = places.run_folder(&vmm.mark);
-    let mut fds = Vec::new();
-    for name in &vmm.sockets {
-        fds.push(socket::listen(&run_folder, name)?);
-    }
+) -> Result<PipeWriter, HostError> {
+    let failed = |cause: io::Error| HostError::new(format!("keep a log of VM {mark}"), cause);
     let (read_end, write_end) = io::pipe().map_err(failed)?;
-    let (log_program, log_args) = log_writer;
-    let mut args = log_args.clone();
-    args.push(places.log(&vmm.mark).to_string_lossy().into_owned());
-    args.push(vmm.log_limit_bytes.to_string());
+    let (program, args) = log_writer;
+    let mut args = args.clone();
+    args.push(places.log(mark).to_string_lossy().into_owned());
+    args.push(limit_bytes.to_string());
     let log = Detached {
-        program: log_program,
-        argv0: &format!("{LOG}{}", vmm.mark),
+        program,
+        argv0: &format!("{prefix}{mark}"),
         args: &args,
         stdin: read_end.into(),
         stdout: Stdio::null(),
@@ -75,13 +73,29 @@ pub(crate) fn acquire(
         first_fd: VMM_FIRST_FD,
     };
     children.add(&log.spawn().map_err(failed)?).map_err(failed)?;
+    Ok(write_end)
+}
+
+pub(crate) fn acquire(
+    vmm: &Vmm,
+    places: &Places,
+    console: PipeWriter,
+    children: &Children,
+) -> Result<(), HostError> {
+    let program = program(&vmm.program)?;
+    let failed = |cause: io::Error| HostError::new(format!("start {}", program.display()), cause);
+    let run_folder = places.run_folder(&vmm.mark);
+    let mut fds = Vec::new();
+    for name in &vmm.sockets {
+        fds.push(socket::listen(&run_folder, name)?);
+    }
     let started = Detached {
         program: &program,
         argv0: &format!("{VMM}{}", vmm.mark),
         args: &vmm.args,
         stdin: Stdio::null(),
-        stdout: write_end.try_clone().map_err(failed)?.into(),
-        stderr: write_end.into(),
+        stdout: console.try_clone().map_err(failed)?.into(),
+        stderr: console.into(),
         fds,
         first_fd: VMM_FIRST_FD,
     };
@@ -90,9 +104,14 @@ pub(crate) fn acquire(
 
 pub(crate) fn release(mark: &Mark, children: &Children) -> Result<(), HostError> {
     let vmm = end(mark, VMM, KILL_DEADLINE, true);
-    let log = end(mark, LOG, LOG_DEADLINE, false);
+    vmm.and(release_log(LOG, mark, children))
+}
+
+/// The log's process, which ends when the VMM has.
+pub(crate) fn release_log(prefix: &str, mark: &Mark, children: &Children) -> Result<(), HostError> {
+    let log = end(mark, prefix, LOG_DEADLINE, false);
     children.reap();
-    vmm.and(log)
+    log
 }
 
 /// Ends every process of this name: at once if `kill`, else when it has not ended by itself by the deadline.
@@ -116,15 +135,17 @@ pub(crate) fn watch(mark: &Mark) -> Result<Option<Watched>, HostError> {
     Ok(found.into_iter().next())
 }
 
-/// The marks of all processes of ours, VMMs and their logs.
+/// The marks of all VMMs that are not jailed, and of their logs.
 pub(crate) fn marked() -> Result<Vec<Mark>, HostError> {
-    let failed = |cause: io::Error| HostError::new("look for processes", cause);
-    let mut marks = Vec::new();
-    for prefix in [VMM, LOG] {
-        let names = process::names(prefix).map_err(failed)?;
-        marks.extend(names.iter().filter_map(|name| Mark::parse(&name[prefix.len()..])));
-    }
+    let mut marks = named(VMM)?;
+    marks.extend(named(LOG)?);
     Ok(marks)
+}
+
+/// The marks of all processes whose name begins so.
+pub(crate) fn named(prefix: &str) -> Result<Vec<Mark>, HostError> {
+    let names = process::names(prefix).map_err(|e| HostError::new("look for processes", e))?;
+    Ok(names.iter().filter_map(|name| Mark::parse(&name[prefix.len()..])).collect())
 }
 
 fn program(wanted: &std::path::Path) -> Result<PathBuf, HostError> {

@@ -3,9 +3,9 @@
 
 use std::path::Path;
 
-use banger_host::{Claim, Disk, DiskSource, Mark};
+use banger_host::{Claim, Disk, DiskSource, Mark, StateFile};
 
-use crate::{DISK_SERIAL, Drive, Driver, ROOT_SERIAL};
+use crate::{DISK_SERIAL, Drive, DriveSource, Driver, ROOT_SERIAL};
 
 #[derive(Debug)]
 pub struct Overlay;
@@ -15,15 +15,28 @@ impl Driver for Overlay {
         "overlay"
     }
 
-    fn disk(&self, mark: &Mark, _image: &Path, size_bytes: u64) -> Claim {
+    fn disk(&self, mark: &Mark, _state: &Path, _image: &StateFile, size_bytes: u64) -> Claim {
         Claim::Disk(Disk { mark: mark.clone(), size_bytes, source: DiskSource::Empty })
     }
 
-    fn drives(&self, image: &Path, disk: &Path) -> Vec<Drive> {
+    fn run_claims(&self, _mark: &Mark, _image: &StateFile, _size_bytes: u64) -> Vec<Claim> {
+        Vec::new()
+    }
+
+    fn drives(&self, mark: &Mark, image: &StateFile) -> Vec<Drive> {
+        let disk = DriveSource::File(StateFile::disk(mark));
         vec![
-            Drive { serial: ROOT_SERIAL, path: image.to_owned(), read_only: true },
-            Drive { serial: DISK_SERIAL, path: disk.to_owned(), read_only: false },
+            Drive {
+                serial: ROOT_SERIAL,
+                source: DriveSource::File(image.clone()),
+                read_only: true,
+            },
+            Drive { serial: DISK_SERIAL, source: disk, read_only: false },
         ]
+    }
+
+    fn begins_as_image(&self) -> bool {
+        false
     }
 
     fn root(&self) -> &'static str {

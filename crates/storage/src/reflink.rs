@@ -3,9 +3,9 @@
 
 use std::path::Path;
 
-use banger_host::{Claim, Disk, DiskSource, Mark};
+use banger_host::{Claim, Disk, DiskSource, Mark, StateFile};
 
-use crate::{Drive, Driver, ROOT_SERIAL};
+use crate::{Drive, DriveSource, Driver, ROOT_SERIAL};
 
 #[derive(Debug)]
 pub struct Reflink;
@@ -15,13 +15,22 @@ impl Driver for Reflink {
         "reflink"
     }
 
-    fn disk(&self, mark: &Mark, image: &Path, size_bytes: u64) -> Claim {
-        let source = DiskSource::Reflink { base: image.to_owned() };
+    fn disk(&self, mark: &Mark, state: &Path, image: &StateFile, size_bytes: u64) -> Claim {
+        let source = DiskSource::Reflink { base: image.below(state) };
         Claim::Disk(Disk { mark: mark.clone(), size_bytes, source })
     }
 
-    fn drives(&self, _image: &Path, disk: &Path) -> Vec<Drive> {
-        vec![Drive { serial: ROOT_SERIAL, path: disk.to_owned(), read_only: false }]
+    fn run_claims(&self, _mark: &Mark, _image: &StateFile, _size_bytes: u64) -> Vec<Claim> {
+        Vec::new()
+    }
+
+    fn drives(&self, mark: &Mark, _image: &StateFile) -> Vec<Drive> {
+        let source = DriveSource::File(StateFile::disk(mark));
+        vec![Drive { serial: ROOT_SERIAL, source, read_only: false }]
+    }
+
+    fn begins_as_image(&self) -> bool {
+        true
     }
 
     fn root(&self) -> &'static str {

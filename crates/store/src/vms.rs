@@ -27,7 +27,7 @@ pub struct VmRecord {
     pub cpus: u32,
     pub memory: Size,
     pub disk: Size,
-    /// `overlay` or `reflink`: how its disk was made.
+    /// `overlay`, `reflink` or `dm-snapshot`: how its disk was made.
     pub disk_driver: String,
     pub ephemeral: bool,
     pub created_at: Timestamp,
@@ -35,6 +35,8 @@ pub struct VmRecord {
     pub boot_id: Option<String>,
     pub vmm: Option<String>,
     pub problem: Option<Problem>,
+    /// Its place in the range of users that jailed VMMs run as, no other VM's. Chosen by [`Store::insert_vm`].
+    pub slot: u32,
 }
 
 /// A row of the ledger.
@@ -47,7 +49,7 @@ pub struct RecordedClaim {
 }
 
 impl Store {
-    /// Records a new VM with all the claims it holds from create to delete.
+    /// Records a new VM with all the claims it holds from create to delete. Its slot is the least that is free.
     ///
     /// # Errors
     /// `Taken` when the name or the id is.
@@ -55,7 +57,9 @@ impl Store {
         self.transaction("record the VM", |t| {
             t.execute(
                 "INSERT INTO vms VALUES (:id, :name, :state, :image, :image_digest, :init, :kernel, :kernel_digest,
-                 :cpus, :memory, :disk, :disk_driver, :ephemeral, :created_at, NULL, NULL, NULL, NULL)",
+                 :cpus, :memory, :disk, :disk_driver, :ephemeral, :created_at, NULL, NULL, NULL, NULL,
+                 (SELECT min(free.slot) FROM (SELECT 0 AS slot UNION ALL SELECT slot + 1 FROM vms) AS free
+                  WHERE free.slot NOT IN (SELECT slot FROM vms)))",
                 named_params! {
                     ":id": vm.id.as_str(),
                     ":name": vm.name.as_str(),
@@ -261,5 +265,6 @@ fn vm(row: &Row<'_>) -> rusqlite::Result<VmRecord> {
         boot_id: row.get("boot_id")?,
         vmm: row.get("vmm")?,
         problem: optional_json(row, "problem")?,
+        slot: number(row, "slot")?,
     })
 }

@@ -33,6 +33,7 @@ fn vm(name: &str) -> VmRecord {
         boot_id: None,
         vmm: None,
         problem: None,
+        slot: 0,
     }
 }
 
@@ -132,4 +133,41 @@ fn a_database_made_anew_keeps_the_known_installation() {
     assert_eq!(again.installation(), &first);
     let other: Installation = open(tempfile::tempdir().unwrap().path()).installation().clone();
     assert_ne!(other, first);
+}
+
+#[test]
+fn every_vm_has_a_slot_of_its_own_and_a_free_one_is_used_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(&folder.path().join("banger.db"), None).unwrap();
+    let vms = ["a", "b", "c"].map(vm);
+    for vm in &vms {
+        store.insert_vm(vm, &[]).unwrap();
+    }
+    let slots = || -> Vec<u32> { store.vms().unwrap().iter().map(|vm| vm.slot).collect() };
+    assert_eq!(slots(), [0, 1, 2]);
+    store.delete_vm(&vms[1].id).unwrap();
+    store.insert_vm(&vm("d"), &[]).unwrap();
+    assert_eq!(slots(), [0, 2, 1]);
+}
+
+#[test]
+fn a_database_of_the_first_version_gets_its_slots() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("banger.db");
+    let first = rusqlite::Connection::open(&path).unwrap();
+    first.execute_batch(include_str!("../src/migrations/0001.sql")).unwrap();
+    for (id, name) in [("11111111", "a"), ("00000000", "b")] {
+        first
+            .execute(
+                "INSERT INTO vms VALUES (?1, ?2, 'stopped', 'i', 'd', NULL, 'k', 'd', 1, 1, 1, 'overlay', 0,
+                 '2026-01-01T00:00:00Z', NULL, NULL, NULL, NULL)",
+                [id, name],
+            )
+            .unwrap();
+    }
+    first.execute("INSERT INTO installation VALUES (1, '0000')", []).unwrap();
+    first.pragma_update(None, "user_version", 1).unwrap();
+    drop(first);
+    let store = Store::open(&path, None).unwrap();
+    assert_eq!(store.vms().unwrap().iter().map(|vm| vm.slot).collect::<Vec<_>>(), [1, 0]);
 }

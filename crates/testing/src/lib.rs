@@ -5,9 +5,11 @@
 //! machine, or [`MemoryHost`], which proves nothing about a machine and is quick.
 
 use std::collections::BTreeSet;
+use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, MutexGuard};
 
-use banger_host::{Claim, Held, Host, HostError, Mark, Watched};
+use banger_host::{Claim, Held, Host, HostError, Mark, VmSocket, Watched};
+use rustix::process::Signal;
 
 /// What goes wrong at a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,6 +137,14 @@ impl<H: Host> Host for Faulty<H> {
     fn watch(&self, mark: &Mark) -> Result<Option<Watched>, HostError> {
         self.host.watch(mark)
     }
+
+    fn signal(&self, mark: &Mark, signal: Signal) -> Result<(), HostError> {
+        self.host.signal(mark, signal)
+    }
+
+    fn connect(&self, mark: &Mark, socket: &VmSocket) -> Result<UnixStream, HostError> {
+        self.host.connect(mark, socket)
+    }
 }
 
 /// A host that exists in memory only.
@@ -165,5 +175,13 @@ impl Host for MemoryHost {
     /// There are no processes here.
     fn watch(&self, _mark: &Mark) -> Result<Option<Watched>, HostError> {
         Ok(None)
+    }
+
+    fn signal(&self, _mark: &Mark, _signal: Signal) -> Result<(), HostError> {
+        Ok(())
+    }
+
+    fn connect(&self, mark: &Mark, _socket: &VmSocket) -> Result<UnixStream, HostError> {
+        Err(HostError::because(format!("connect to the VMM of {mark}"), "there are no processes"))
     }
 }

@@ -29,7 +29,7 @@ impl Daemon {
         })?;
         // Whoever replaces the agent changes its time or its size, as for any build.
         let version = format!("{}-{}-{}", agent.len(), agent.mtime(), agent.mtime_nsec());
-        let folder = self.folders.cache.join("initramfs");
+        let folder = self.folders.state.join("initramfs");
         let path = folder
             .join(format!("{}-{version}.cpio", &kernel_digest[..kernel_digest.len().min(16)]));
         if path.exists() {

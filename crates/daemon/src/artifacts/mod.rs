@@ -8,6 +8,7 @@ mod initramfs;
 mod kernels;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use banger_api::operation::Unit;
@@ -55,6 +56,21 @@ fn problem(
     let remedy =
         remedy.or_else(|| (code == Code::NoSpace).then(|| problems::FREE_SPACE.to_owned()));
     Problem { remedy, ..Problem::from_error(code, error) }
+}
+
+/// Lets every user read an artifact, since a jailed VMM has a user of its own. Its folder is the owner's alone, so what a
+/// user sees of it is what root has put into a jail.
+///
+/// # Errors
+/// When the mode cannot be changed.
+pub(crate) fn readable(path: &Path) -> Result<(), Problem> {
+    const FOR_ALL: u32 = 0o444;
+    let failed = || act(&format!("cannot let VMMs read {}", path.display()));
+    let mode = fs::metadata(path).map_err(failed())?.permissions().mode();
+    if mode & FOR_ALL == FOR_ALL {
+        return Ok(());
+    }
+    fs::set_permissions(path, fs::Permissions::from_mode(mode | FOR_ALL)).map_err(failed())
 }
 
 /// Removes what makings that were killed left in this folder. Only the one daemon of this state calls it, before it makes

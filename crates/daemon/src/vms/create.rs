@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use banger_api::vm::{CreateVm, State};
 use banger_api::{Code, Problem, Size, VmId, VmName};
-use banger_host::space;
+use banger_host::{StateFile, root, space};
+use banger_storage::{Able, Driver};
 use banger_store::{ImageRecord, KernelRecord, StoreError, VmRecord};
 use jiff::Timestamp;
 
@@ -52,13 +53,16 @@ impl Daemon {
         let image = self.image_for(request.image.as_ref(), operation).await?;
         let kernel = self.kernel_for(request.kernel.as_ref(), operation).await?;
         operation.stage("record", "recording the VM");
-        let (request, image_path) = (request.clone(), self.image_path(&image.digest));
-        let vm =
-            self.blocking(move |daemon| daemon.insert(&request, sizes, &image, &kernel)).await??;
+        let image_file = self.state_file(&self.image_path(&image.digest))?;
+        let driver = self.driver_for_new(&image_file).await?;
+        let (request, of) = (request.clone(), image_file.clone());
+        let vm = self
+            .blocking(move |daemon| daemon.insert(&request, sizes, &image, &kernel, driver, &of))
+            .await??;
         made(&vm.id);
         let id = vm.id.clone();
         operation.stage("disk", "making its disk");
-        let made = self.blocking(move |daemon| daemon.make_disk(&vm, &image_path)).await?;
+        let made = self.blocking(move |daemon| daemon.make_disk(&vm, &image_file)).await?;
         match made {
             Ok(()) => self.record(&id),
             Err(problem) => {
@@ -131,12 +135,12 @@ impl Daemon {
         sizes: Sizes,
         image: &ImageRecord,
         kernel: &KernelRecord,
+        driver: &'static dyn Driver,
+        image_file: &StateFile,
     ) -> Result<VmRecord, Problem> {
-        let image_path = self.image_path(&image.digest);
-        let driver =
-            banger_storage::auto(banger_host::reflink_works(&image_path, &self.places.vms));
-        if driver.name() == "reflink" {
-            let least = std::fs::metadata(&image_path).map_or(0, |data| data.len());
+        if driver.begins_as_image() {
+            let path = image_file.below(&self.places.state);
+            let least = std::fs::metadata(path).map_or(0, |data| data.len());
             if sizes.disk.as_bytes() < least {
                 let message = format!(
                     "disk: {} is smaller than the image, which is {}",
@@ -173,8 +177,10 @@ impl Daemon {
                 boot_id: None,
                 vmm: None,
                 problem: None,
+                slot: 0,
             };
-            let claims = plan::record_claims(&vm, &self.mark(&vm.id), driver, &image_path);
+            let mark = self.mark(&vm.id);
+            let claims = plan::record_claims(&vm, &mark, driver, image_file, &self.places);
             match self.store.insert_vm(&vm, &claims) {
                 Ok(()) => return Ok(vm),
                 Err(StoreError::Taken { .. }) if request.name.is_some() => {
@@ -188,17 +194,35 @@ impl Daemon {
             .remedy("give it one with --name"))
     }
 
-    fn make_disk(&self, vm: &VmRecord, image: &std::path::Path) -> Result<(), Problem> {
+    fn make_disk(&self, vm: &VmRecord, image: &StateFile) -> Result<(), Problem> {
         let driver = self.driver(vm)?;
-        let claims = plan::record_claims(vm, &self.mark(&vm.id), driver, image);
+        let mark = self.mark(&vm.id);
+        let claims = plan::record_claims(vm, &mark, driver, image, &self.places);
         ledger::acquire(self.host.as_ref(), &claims).map_err(|e| problems::host(&e))
     }
 
+    /// The storage driver for a VM of this image: the configured one, or the first that works here.
+    pub(crate) async fn driver_for_new(
+        self: &Arc<Self>,
+        image: &StateFile,
+    ) -> Result<&'static dyn Driver, Problem> {
+        if let Some(driver) = self.config.storage {
+            return Ok(driver);
+        }
+        // QEMU runs as the daemon's user, who may not open a device-mapper device.
+        let jailed = self.jails() && self.vmm().await?.api().is_some();
+        let image = image.below(&self.places.state);
+        self.blocking(move |daemon| {
+            banger_storage::auto(Able {
+                reflink: banger_host::reflink_works(&image, &daemon.places.vms),
+                dm_snapshot: jailed && root::abilities().dm_snapshot.is_ok(),
+            })
+        })
+        .await
+    }
+
     /// The storage driver that the VM was created with.
-    pub(super) fn driver(
-        &self,
-        vm: &VmRecord,
-    ) -> Result<&'static dyn banger_storage::Driver, Problem> {
+    pub(super) fn driver(&self, vm: &VmRecord) -> Result<&'static dyn Driver, Problem> {
         banger_storage::named(&vm.disk_driver).ok_or_else(|| {
             let message = format!(
                 "VM {} has a disk of kind {:?}, which this banger does not know",

@@ -1,11 +1,11 @@
 //! From a VM's record to what it holds on the host. Pure: the same record gives the same claims.
 
-use std::path::PathBuf;
-
-use banger_host::{Claim, Mark, Places};
+use banger_host::{Claim, Mark, Places, StateFile};
 use banger_storage::Driver;
 use banger_store::VmRecord;
-use banger_vmm::{Machine, Vmm};
+use banger_vmm::Machine;
+
+use crate::config::UidRange;
 
 /// How much of a guest's console is kept, in bytes.
 const LOG_LIMIT_BYTES: u64 = 4 << 20;
@@ -13,9 +13,9 @@ const LOG_LIMIT_BYTES: u64 = 4 << 20;
 /// Where the files that a VM boots from are.
 #[derive(Debug, Clone)]
 pub struct Boot {
-    pub image: PathBuf,
-    pub kernel: PathBuf,
-    pub initramfs: PathBuf,
+    pub image: StateFile,
+    pub kernel: StateFile,
+    pub initramfs: StateFile,
 }
 
 /// What a VM holds from create to delete.
@@ -24,25 +24,15 @@ pub fn record_claims(
     vm: &VmRecord,
     mark: &Mark,
     driver: &dyn Driver,
-    image: &std::path::Path,
-) -> Vec<Claim> {
-    vec![Claim::VmFolder { mark: mark.clone() }, driver.disk(mark, image, vm.disk.as_bytes())]
-}
-
-/// What a VM holds from start to stop.
-#[must_use]
-pub fn run_claims(
-    vm: &VmRecord,
-    mark: &Mark,
-    driver: &dyn Driver,
-    boot: &Boot,
+    image: &StateFile,
     places: &Places,
-    vmm: &dyn Vmm,
 ) -> Vec<Claim> {
-    vmm.claims(&machine(vm, mark, driver, boot, places))
+    let disk = driver.disk(mark, &places.state, image, vm.disk.as_bytes());
+    vec![Claim::VmFolder { mark: mark.clone() }, disk]
 }
 
-/// What the VMM is to run.
+/// What the VMM is to run. What a VM holds from start to stop is what the VMM claims for it. `uids` is where VMMs are
+/// jailed, each under a user of its own.
 #[must_use]
 pub fn machine(
     vm: &VmRecord,
@@ -50,11 +40,13 @@ pub fn machine(
     driver: &dyn Driver,
     boot: &Boot,
     places: &Places,
+    uids: Option<UidRange>,
 ) -> Machine {
     Machine {
         mark: mark.clone(),
         cpus: vm.cpus,
         memory_mib: vm.memory.as_mib(),
+        state: places.state.clone(),
         kernel: boot.kernel.clone(),
         initramfs: boot.initramfs.clone(),
         agent_words: vec![
@@ -62,7 +54,9 @@ pub fn machine(
             format!("banger.name={}", vm.name),
             format!("banger.init={}", vm.init.as_deref().unwrap_or("agent")),
         ],
-        drives: driver.drives(&boot.image, &places.disk(mark)),
+        drives: driver.drives(mark, &boot.image),
+        storage: driver.run_claims(mark, &boot.image, vm.disk.as_bytes()),
+        uid: uids.and_then(|uids| uids.of(vm.slot)),
         log_limit_bytes: LOG_LIMIT_BYTES,
     }
 }

@@ -1,19 +1,23 @@
 //! Start: record the plan, acquire it, wait for the guest's ready event. Whatever fails on the way ends in one release.
 
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use banger_api::vm::State;
 use banger_api::{Code, Problem, VmId};
-use banger_host::Mark;
+use banger_host::{Mark, VmSocket};
 use banger_store::VmRecord;
-use banger_vmm::channel::Serial;
-use banger_vmm::{Channel, ChannelError, Ready, Vmm};
+use banger_vmm::channel::Mux;
+use banger_vmm::{AgentAddress, Channel, ChannelError, Ready, VmmError};
 use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::plan::{self, Boot};
 use super::slot::Slot;
+use crate::artifacts;
+use crate::config::UidRange;
 use crate::daemon::Daemon;
 use crate::ledger::{self, Scope};
 use crate::logs;
@@ -54,12 +58,19 @@ impl Daemon {
         let _boot = self.turn_to_boot(vm, slot, operation).await?;
         operation.stage("plan", "planning");
         let mark = self.mark(&vm.id);
-        let vmm = self.vmm().await;
+        let vmm = self.vmm().await?;
         let boot = self.boot_files(vm).await?;
         let driver = self.driver(vm)?;
-        let run = plan::run_claims(vm, &mark, driver, &boot, &self.places, vmm.as_ref());
-        let first =
-            vm.started_at.is_none().then(|| plan::record_claims(vm, &mark, driver, &boot.image));
+        let uids = self.jails().then_some(self.config.uids);
+        let machine = plan::machine(vm, &mark, driver, &boot, &self.places, uids);
+        if uids.is_some() && machine.uid.is_none() {
+            return Err(no_uid(vm, self.config.uids));
+        }
+        let run = vmm.claims(&machine);
+        let first = vm
+            .started_at
+            .is_none()
+            .then(|| plan::record_claims(vm, &mark, driver, &boot.image, &self.places));
         operation.stage("claims", "acquiring what it holds on the host");
         let (id, name) = (vm.id.clone(), vmm.name());
         self.blocking(move |daemon| {
@@ -71,28 +82,48 @@ impl Daemon {
         })
         .await??;
         operation.stage("boot", format!("booting {} ({})", vm.name, vmm.name()));
-        self.await_ready(vm, &mark, slot, vmm.as_ref(), operation).await
+        let watched = self.watched(&mark).await?.ok_or_else(|| ended(vm))?;
+        if let Some(api) = vmm.api() {
+            let api = self.connect(&mark, api).await?;
+            tokio::select! {
+                booted = vmm.boot(&machine, api) => booted.map_err(|e| not_booted(vm, &e))?,
+                _ = watched.ended() => return Err(ended(vm)),
+                () = slot.ending() => return Err(cancelled(vm)),
+            }
+        }
+        self.await_ready(vm, slot, watched, &vmm.agent(), operation).await
     }
 
     /// Waits for the guest's ready event, for its VMM's end, for the deadline, or for somebody who wants it to end.
     pub(crate) async fn await_ready(
         self: &Arc<Self>,
         vm: &VmRecord,
-        mark: &Mark,
         slot: &Arc<Slot>,
-        vmm: &dyn Vmm,
+        watched: VmmProcess,
+        agent: &AgentAddress,
         operation: &Operation,
     ) -> Result<VmRecord, Problem> {
         let within = self.config.deadlines.ready(self.translated().await);
-        let watched = self.watched(mark).await?.ok_or_else(|| ended(vm))?;
-        let socket = self.places.run_folder(mark).join(vmm.agent_socket());
+        let deadline = Instant::now() + within;
+        let stream = self.connect(&self.mark(&vm.id), agent.socket.clone()).await?;
         let (channel, ready) = tokio::select! {
-            ready = Serial::connect(&socket, Instant::now() + within) => ready.map_err(|e| not_ready(vm, &e, within))?,
+            ready = Mux::connect(stream, agent.carrier, deadline) => ready.map_err(|e| not_ready(vm, &e, within))?,
             _ = watched.ended() => return Err(ended(vm)),
             () = slot.ending() => return Err(cancelled(vm)),
         };
         operation.stage("finish", "recording that it runs");
-        self.is_ready(vm, slot, watched, Channel::Serial(channel), &ready).await
+        self.is_ready(vm, slot, watched, Channel::Mux(channel), &ready).await
+    }
+
+    /// A connection to a socket of the VM's VMM.
+    pub(crate) async fn connect(
+        self: &Arc<Self>,
+        mark: &Mark,
+        socket: VmSocket,
+    ) -> Result<UnixStream, Problem> {
+        let mark = mark.clone();
+        let connected = self.blocking(move |daemon| daemon.host.connect(&mark, &socket)).await?;
+        connected.map_err(|e| problems::host(&e))
     }
 
     /// Records a guest that is ready and minds it from now on.
@@ -112,8 +143,9 @@ impl Daemon {
         })
         .await??;
         slot.channel.send_replace(Some(channel));
-        self.mind(vm.id.clone(), watched);
-        self.record(&vm.id)
+        let record = self.record(&vm.id)?;
+        self.mind(vm.id.clone(), watched, agent_of(&record));
+        Ok(record)
     }
 
     /// A start that went wrong: releases what was made, then says why, with the console's last words.
@@ -220,13 +252,37 @@ impl Daemon {
             }
         }
         let initramfs = self.initramfs(&vm.kernel_digest).await?;
-        Ok(Boot { image, kernel, initramfs })
+        let file = |path: &Path| {
+            artifacts::readable(path)?;
+            self.state_file(path)
+        };
+        Ok(Boot { image: file(&image)?, kernel: file(&kernel)?, initramfs: file(&initramfs)? })
     }
+}
+
+/// Where the agent of a VM that runs is reached: it depends on the VMM that runs it, not on today's choice.
+pub(crate) fn agent_of(vm: &VmRecord) -> AgentAddress {
+    banger_vmm::agent_of(vm.vmm.as_deref().unwrap_or_default())
 }
 
 fn ended(vm: &VmRecord) -> Problem {
     Problem::new(Code::Guest, format!("VM {} ended before its guest was ready", vm.name))
         .remedy(format!("`banger vm logs {}` shows all that it said", vm.name))
+}
+
+fn not_booted(vm: &VmRecord, error: &VmmError) -> Problem {
+    Problem::new(Code::Internal, format!("the VMM of {} did not take its machine", vm.name))
+        .cause(error)
+        .remedy(format!("`banger vm logs {}` shows what the VMM said", vm.name))
+}
+
+fn no_uid(vm: &VmRecord, uids: UidRange) -> Problem {
+    let message = format!(
+        "there is no user left for the VMM of {}: {} are configured, from {}",
+        vm.name, uids.count, uids.first
+    );
+    Problem::new(Code::Invalid, message)
+        .remedy("delete VMs that are no longer needed, or raise uid_count in config.toml")
 }
 
 fn cancelled(vm: &VmRecord) -> Problem {

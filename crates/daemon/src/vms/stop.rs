@@ -66,9 +66,10 @@ impl Daemon {
             && let Some(watched) = self.watched(&self.mark(id)).await?
         {
             operation.stage("signal", format!("signalling the VMM of {}", vm.name));
-            let failed =
-                |e: std::io::Error| Problem::new(Code::Internal, "cannot signal the VMM").cause(&e);
-            watched.process().signal(signal).map_err(failed)?;
+            let mark = self.mark(id);
+            self.blocking(move |daemon| daemon.host.signal(&mark, signal))
+                .await?
+                .map_err(|e| problems::host(&e))?;
             if timeout(SIGNAL_DEADLINE, watched.ended()).await.is_err() {
                 let message = format!(
                     "the VMM of {} still runs {} s after the signal",

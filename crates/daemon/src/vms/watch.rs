@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use banger_api::VmId;
 use banger_api::vm::State;
-use banger_vmm::Channel;
-use banger_vmm::channel::Serial;
+use banger_vmm::channel::Mux;
+use banger_vmm::{AgentAddress, Channel};
 use tokio::time::Instant;
 
 use super::slot::Slot;
@@ -19,21 +19,20 @@ const REDIAL_DEADLINE: Duration = Duration::from_secs(3600);
 
 impl Daemon {
     /// Minds the VM until its VMM ends, in a task of its own.
-    pub(crate) fn mind(self: &Arc<Self>, id: VmId, watched: VmmProcess) {
+    pub(crate) fn mind(self: &Arc<Self>, id: VmId, watched: VmmProcess, agent: AgentAddress) {
         let daemon = Arc::clone(self);
         drop(tokio::spawn(async move {
             let slot = daemon.slots.of(&id);
             tokio::select! {
                 _ = watched.ended() => {}
-                () = daemon.keep_connected(&id, &slot) => {}
+                () = daemon.keep_connected(&id, &slot, &agent) => {}
             }
             daemon.has_ended(&id, &slot, &watched).await;
         }));
     }
 
     /// Connects anew whenever the connection has ended. Returns only when the socket is gone.
-    async fn keep_connected(self: &Arc<Self>, id: &VmId, slot: &Slot) {
-        let socket = self.places.run_folder(&self.mark(id)).join(self.vmm().await.agent_socket());
+    async fn keep_connected(self: &Arc<Self>, id: &VmId, slot: &Slot, agent: &AgentAddress) {
         loop {
             let channel = slot.channel.borrow().clone();
             if let Some(channel) = channel {
@@ -41,9 +40,16 @@ impl Daemon {
                 slot.channel.send_replace(None);
                 tracing::warn!(vm = %id, "the connection to the agent has ended; connecting anew");
             }
-            match Serial::connect(&socket, Instant::now() + REDIAL_DEADLINE).await {
+            let stream = match self.connect(&self.mark(id), agent.socket.clone()).await {
+                Ok(stream) => stream,
+                Err(problem) => {
+                    tracing::warn!(vm = %id, %problem, "cannot connect to the agent's socket");
+                    return;
+                }
+            };
+            match Mux::connect(stream, agent.carrier, Instant::now() + REDIAL_DEADLINE).await {
                 Ok((channel, _)) => {
-                    slot.channel.send_replace(Some(Channel::Serial(channel)));
+                    slot.channel.send_replace(Some(Channel::Mux(channel)));
                 }
                 Err(error) => {
                     tracing::warn!(vm = %id, %error, "cannot connect to the agent");

@@ -1,0 +1,152 @@
+//! What only root can make: cgroups, block devices, network devices, jails and what runs in them. One file per kind of
+//! claim. The same code runs in a daemon that is root itself and in root's helper, which judges every claim first.
+
+mod bridge;
+mod cgroup;
+mod dm_snapshot;
+mod jail;
+mod jailed_vmm;
+mod loop_device;
+mod tap;
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+
+pub use cgroup::Cgroup;
+pub use dm_snapshot::DmSnapshot;
+pub use jail::{DeviceSource, Jail, JailDevice, JailFile};
+pub use jailed_vmm::{API_SOCKET, JailedVmm};
+pub use loop_device::{Loop, LoopRole};
+pub use tap::Tap;
+
+use crate::error::HostError;
+use crate::mark::{Installation, Mark};
+use crate::process::{Children, Watched};
+use crate::{Claim, Held};
+
+/// Firecracker's programs: root's, and not to be written by anybody else ([`trusted_program`]).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Firecracker {
+    pub firecracker: PathBuf,
+    pub jailer: PathBuf,
+}
+
+/// What root needs to know to make claims.
+#[derive(Debug, Clone)]
+pub struct RootPlaces {
+    pub installation: Installation,
+    /// The folder below which every state file is; its owner may be anybody.
+    pub state: PathBuf,
+    /// Root's own folder for jails.
+    pub jails: PathBuf,
+    pub firecracker: Firecracker,
+}
+
+/// Root's hands.
+#[derive(Debug)]
+pub struct Root {
+    places: RootPlaces,
+    children: Children,
+}
+
+impl Root {
+    #[must_use]
+    pub fn new(places: RootPlaces) -> Self {
+        Self { places, children: Children::default() }
+    }
+
+    #[must_use]
+    pub fn places(&self) -> &RootPlaces {
+        &self.places
+    }
+
+    /// As [`crate::Host::acquire`], for claims that need root. `console` becomes the stdout and stderr of a VMM.
+    ///
+    /// # Errors
+    /// What could not be made, and why; or a claim that does not need root.
+    pub fn acquire(&self, claim: &Claim, console: Option<OwnedFd>) -> Result<(), HostError> {
+        match claim {
+            Claim::Cgroup(claim) => cgroup::acquire(claim),
+            Claim::Loop(claim) => loop_device::acquire(claim, &self.places),
+            Claim::DmSnapshot(claim) => dm_snapshot::acquire(claim),
+            Claim::Bridge { installation } => bridge::acquire(installation),
+            Claim::Tap(claim) => tap::acquire(claim),
+            Claim::Jail(claim) => jail::acquire(claim, &self.places),
+            Claim::JailedVmm(claim) => {
+                jailed_vmm::acquire(claim, &self.places, console, &self.children)
+            }
+            Claim::VmFolder { .. } | Claim::Disk(_) | Claim::RunFolder { .. } | Claim::Vmm(_) => {
+                Err(not_roots(&claim.held()))
+            }
+        }
+    }
+
+    /// As [`crate::Host::release`], for what needs root.
+    ///
+    /// # Errors
+    /// What is still there, and why; or what does not need root.
+    pub fn release(&self, held: &Held) -> Result<(), HostError> {
+        match held {
+            Held::Cgroup { mark } => cgroup::release(mark),
+            Held::Loop { mark, role } => loop_device::release(mark, *role),
+            Held::DmSnapshot { mark } => dm_snapshot::release(mark),
+            Held::Bridge { installation } => bridge::release(installation),
+            Held::Tap { mark } => tap::release(mark),
+            Held::Jail { mark } => jail::release(mark, &self.places),
+            Held::JailedVmm { mark } => jailed_vmm::release(mark, &self.children),
+            Held::VmFolder { .. }
+            | Held::Disk { .. }
+            | Held::RunFolder { .. }
+            | Held::Vmm { .. } => Err(not_roots(held)),
+        }
+    }
+
+    /// As [`crate::Host::list`], of what needs root.
+    ///
+    /// # Errors
+    /// When the machine cannot be looked at.
+    pub fn list(&self) -> Result<Vec<Held>, HostError> {
+        let installation = &self.places.installation;
+        let mut held = Vec::new();
+        held.extend(cgroup::list(installation)?);
+        held.extend(loop_device::list(installation)?);
+        held.extend(dm_snapshot::list(installation)?);
+        held.extend(bridge::list(installation)?);
+        held.extend(tap::list(installation)?);
+        held.extend(jail::list(installation, &self.places)?);
+        held.extend(jailed_vmm::list(installation)?);
+        self.children.reap();
+        held.sort();
+        held.dedup();
+        Ok(held)
+    }
+
+    /// As [`crate::Host::signal`], for a jailed VMM.
+    ///
+    /// # Errors
+    /// When it cannot be signalled.
+    pub fn signal(&self, mark: &Mark, signal: rustix::process::Signal) -> Result<(), HostError> {
+        jailed_vmm::signal(mark, signal)
+    }
+
+    /// Connects to a socket in the jail of this mark.
+    ///
+    /// # Errors
+    /// When nobody listens there.
+    pub fn connect(&self, mark: &Mark, name: &str) -> Result<UnixStream, HostError> {
+        jail::connect(mark, name, &self.places)
+    }
+}
+
+/// The jailed VMM of this mark if it lives. Needs no privilege: cgroups can be read by everybody.
+///
+/// # Errors
+/// When the processes cannot be looked at.
+pub fn watch_jailed(mark: &Mark) -> Result<Option<Watched>, HostError> {
+    jailed_vmm::watch(mark)
+}
+
+fn not_roots(held: &Held) -> HostError {
+    HostError::because(format!("make or undo {held} as root"), "it needs no root")
+}
