@@ -1,8 +1,9 @@
-//! `cargo xtask build`: the two programs of the host, and the guest's agent in the place where the daemon looks for it.
+//! `cargo xtask build`: the three programs of the host, and the guest's agent in the place where the daemon looks for it.
 //!
 //! ```text
 //! target/debug/banger              the CLI
 //! target/debug/bangerd             the daemon, which the CLI looks for beside itself
+//! target/debug/banger-helper       root's part, which `banger system install` installs
 //! target/debug/guest/banger-agent  the agent, which the daemon looks for beside itself; static, whatever the profile
 //! ```
 
@@ -30,6 +31,9 @@ impl Profile {
     }
 }
 
+/// What is built, below the folder of the profile.
+pub(crate) const PROGRAMS: [&str; 4] = ["banger", "bangerd", "banger-helper", "guest/banger-agent"];
+
 const AGENT_TARGET: &str = "x86_64-unknown-linux-gnu";
 
 pub(crate) fn run(profile: Profile) -> Result<(), Failure> {
@@ -45,8 +49,10 @@ pub(crate) fn run(profile: Profile) -> Result<(), Failure> {
 
 /// Builds everything; gives the folder that holds `banger`.
 pub(crate) fn all(profile: Profile, target: &Path, log: &mut Log) -> Result<PathBuf, Failure> {
-    let mut host =
-        Call::cargo().args(["build", "--package", "banger-cli", "--package", "banger-daemon"]);
+    let packages = ["banger-cli", "banger-daemon", "banger-helper"];
+    let mut host = Call::cargo()
+        .args(["build"])
+        .args(packages.iter().flat_map(|package| ["--package", package]));
     if profile == Profile::Release {
         host = host.args(["--release"]);
     }

@@ -9,15 +9,21 @@
 )]
 
 mod build;
+mod e2e;
 mod failure;
+mod firecracker;
 mod host;
 mod log;
 mod packages;
 mod programs;
 mod project;
 mod quickstart;
+mod report;
 mod stages;
+mod sum;
 mod test;
+mod test_programs;
+mod testhost;
 mod tidy;
 
 use std::process::ExitCode;
@@ -29,8 +35,12 @@ usage: cargo xtask VERB
 
   quickstart         from a fresh Debian or Ubuntu to a VM that ran a command: installs, builds, fetches, runs
   build [--release]  banger, bangerd and the guest's agent
-  test [-- FILTER]   everything that must hold: tidy, format, lints, unit tests, tests in real VMs;
-                     with FILTER only the tests whose names hold it
+  test [-- FILTER]   everything that must hold: tidy, format, lints, unit tests, tests in real VMs on this machine and
+                     in the test host; with FILTER only the tests whose names hold it
+  e2e [--host] [-- FILTER]
+                     of these the tests in real VMs on this machine, or those in the test host
+  testhost up | ssh [COMMAND] | down | status | run [-- FILTER]
+                     a Debian machine with KVM and systemd, emulated: one to look into, or one for each test program
   tidy               the rules of this repository that no compiler checks
 ";
 
@@ -43,6 +53,20 @@ fn main() -> ExitCode {
         ["build", "--release"] => build::run(build::Profile::Release).map(|()| true),
         ["test"] => test::run(None),
         ["test", "--", filter] => test::run(Some(filter)),
+        ["e2e"] => e2e::run(false, None),
+        ["e2e", "--", filter] => e2e::run(false, Some(filter)),
+        ["e2e", "--host"] => e2e::run(true, None),
+        ["e2e", "--host", "--", filter] => e2e::run(true, Some(filter)),
+        ["testhost", "up"] => testhost::up().map(|()| true),
+        ["testhost", "ssh", ref command @ ..] => match testhost::ssh(command) {
+            // ssh(1): the command's own, or 255.
+            Ok(code) => return ExitCode::from(u8::try_from(code).unwrap_or(255)),
+            Err(failure) => Err(failure),
+        },
+        ["testhost", "run"] => testhost::run(None),
+        ["testhost", "run", "--", filter] => testhost::run(Some(filter)),
+        ["testhost", "down"] => testhost::down().map(|()| true),
+        ["testhost", "status"] => testhost::status().map(|()| true),
         ["tidy"] => tidy::run().map(|()| true),
         ["help" | "--help" | "-h"] => {
             print!("{USAGE}");

@@ -74,6 +74,10 @@ pub(crate) const TO_TEST: &[Need] = &[
     program("xz", "xz-utils", "compresses what the image tests import"),
     program("zstd", "zstd", "compresses what the image tests import"),
     program("mkfs.btrfs", "btrfs-progs", "makes the filesystem on which disks share blocks"),
+    program("pip3", "python3-pip", "fetches Firecracker and its jailer"),
+    program("qemu-img", "qemu-utils", "makes the test host's disks"),
+    program("ssh", "openssh-client", "is the way into the test host"),
+    program("setpriv", "util-linux", "sees to it that the test host ends with its test"),
 ];
 
 /// What the guest's kernel comes from. Never installed: only fetched and unpacked.

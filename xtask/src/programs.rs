@@ -1,12 +1,16 @@
 //! The only file of xtask that starts programs.
 //!
 //! A program that works has stdout and stderr joined in one pipe, so that the log has its lines in their order; a
-//! program that is asked something has its stdout kept.
+//! program that is asked something has its stdout kept; with one that is talked to, lines go both ways.
 
 use std::ffi::{OsStr, OsString};
-use std::io::{self, BufRead, BufReader};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
 
 use crate::failure::Failure;
 use crate::log::Log;
@@ -21,6 +25,29 @@ pub(crate) struct Call {
     arguments: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
     folder: Option<PathBuf>,
+    most: Option<Duration>,
+}
+
+/// How a program that worked came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    Ended(ExitStatus),
+    /// It was not done when its time was over, and was killed.
+    Overdue(Duration),
+}
+
+impl End {
+    pub(crate) fn is_good(self) -> bool {
+        matches!(self, End::Ended(status) if status.success())
+    }
+
+    /// As a shell would tell it: 128 and the signal's number for a program that a signal ended.
+    pub(crate) fn code(self) -> Option<i32> {
+        match self {
+            End::Ended(status) => status.code().or(status.signal().map(|signal| 128 + signal)),
+            End::Overdue(_) => None,
+        }
+    }
 }
 
 /// Finds a program as a shell would, and in the system's folders.
@@ -39,6 +66,7 @@ impl Call {
             arguments: Vec::new(),
             environment: Vec::new(),
             folder: None,
+            most: None,
         }
     }
 
@@ -59,6 +87,12 @@ impl Call {
 
     pub(crate) fn in_folder(mut self, folder: &Path) -> Self {
         self.folder = Some(folder.to_owned());
+        self
+    }
+
+    /// Kills it when it takes longer. Looked at while it is watched or listened to.
+    pub(crate) fn within(mut self, most: Duration) -> Self {
+        self.most = Some(most);
         self
     }
 
@@ -95,8 +129,13 @@ impl Call {
             return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
         Err(self
-            .failed(output.status)
+            .failed(End::Ended(output.status))
             .because(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+    }
+
+    /// Runs it to its end at our own stdin, stdout and stderr.
+    pub(crate) fn at_our_terminal(&self) -> Result<End, Failure> {
+        self.command().status().map(End::Ended).map_err(|error| self.unstartable(&error))
     }
 
     /// Runs it to its end, with every line shown and kept.
@@ -106,6 +145,19 @@ impl Call {
 
     /// Runs it to its end, with every line shown, kept, and given to `see`.
     pub(crate) fn watch(&self, log: &mut Log, mut see: impl FnMut(&str)) -> Result<(), Failure> {
+        let end = self.listen(log, |line| {
+            see(line);
+            true
+        })?;
+        if end.is_good() { Ok(()) } else { Err(self.failed(end)) }
+    }
+
+    /// Runs it to its end, with every line given to `see`, which says whether it is to be shown and kept.
+    pub(crate) fn listen(
+        &self,
+        log: &mut Log,
+        mut see: impl FnMut(&str) -> bool,
+    ) -> Result<End, Failure> {
         log.line(&format!("$ {}", self.shown()));
         let (output, input) = io::pipe().map_err(|error| self.unstartable(&error))?;
         let mut command = self.command();
@@ -114,17 +166,37 @@ impl Call {
         let mut child = command.spawn().map_err(|error| self.unstartable(&error))?;
         // It holds our copies of the pipe's writing end, without which the pipe would never end.
         drop(command);
-        let mut lines = BufReader::new(output);
-        let mut line = Vec::new();
-        while lines.read_until(b'\n', &mut line).map_err(|error| self.unstartable(&error))? > 0 {
-            let text = String::from_utf8_lossy(&line);
-            let text = text.trim_end_matches(['\n', '\r']);
-            log.line(text);
-            see(text);
-            line.clear();
+        let lines = lines_of(output);
+        let begun = Instant::now();
+        loop {
+            match hear(&lines, self.most.map(|most| begun + most)) {
+                Ok(line) => {
+                    if see(&line) {
+                        log.line(&line);
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => break,
+                // Whoever else has the pipe may hold it for ever: nobody waits for its end.
+                Err(RecvTimeoutError::Timeout) => {
+                    drop(child.kill());
+                    child.wait().map_err(|error| self.unstartable(&error))?;
+                    return Ok(End::Overdue(begun.elapsed()));
+                }
+            }
         }
-        let status = child.wait().map_err(|error| self.unstartable(&error))?;
-        if status.success() { Ok(()) } else { Err(self.failed(status)) }
+        child.wait().map(End::Ended).map_err(|error| self.unstartable(&error))
+    }
+
+    /// Starts it to be talked to. Its stderr goes to `errors`.
+    pub(crate) fn talk(&self, errors: &Path) -> Result<Talk, Failure> {
+        let unstartable = |error: &io::Error| self.unstartable(error);
+        let errors = File::create(errors).map_err(|error| unstartable(&error))?;
+        let mut command = self.command();
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(errors);
+        let mut child = command.spawn().map_err(|error| unstartable(&error))?;
+        let input = child.stdin.take().expect("it was asked for");
+        let lines = lines_of(child.stdout.take().expect("it was asked for"));
+        Ok(Talk { child, input, lines })
     }
 
     fn command(&self) -> Command {
@@ -146,7 +218,121 @@ impl Call {
         Failure::new(format!("cannot run {}", self.shown())).cause(error)
     }
 
-    fn failed(&self, status: ExitStatus) -> Failure {
-        Failure::new(format!("{} ended with {status}", self.shown()))
+    pub(crate) fn failed(&self, end: End) -> Failure {
+        match end {
+            End::Ended(status) => Failure::new(format!("{} ended with {status}", self.shown())),
+            End::Overdue(after) => {
+                Failure::new(format!("{} was not done after {} s", self.shown(), after.as_secs()))
+            }
+        }
+    }
+}
+
+/// A program that runs beside us and takes and gives lines.
+#[derive(Debug)]
+pub(crate) struct Talk {
+    child: Child,
+    input: ChildStdin,
+    lines: Receiver<String>,
+}
+
+impl Talk {
+    pub(crate) fn say(&mut self, line: &str) -> io::Result<()> {
+        self.input.write_all(format!("{line}\n").as_bytes())
+    }
+
+    /// Its next line. `Disconnected` when it says no more, which is when it has ended.
+    pub(crate) fn hear(&self, until: Instant) -> Result<String, RecvTimeoutError> {
+        hear(&self.lines, Some(until))
+    }
+
+    /// Its end, by force if it has not ended.
+    pub(crate) fn end(mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+fn hear(lines: &Receiver<String>, until: Option<Instant>) -> Result<String, RecvTimeoutError> {
+    match until {
+        None => lines.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        Some(until) => lines.recv_timeout(until.saturating_duration_since(Instant::now())),
+    }
+}
+
+/// The lines that come, read by a thread of their own: a read cannot have a deadline.
+fn lines_of(output: impl Read + Send + 'static) -> Receiver<String> {
+    let (sender, receiver) = channel();
+    std::thread::spawn(move || {
+        let mut output = BufReader::new(output);
+        let mut line = Vec::new();
+        while output.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
+            let text = String::from_utf8_lossy(&line);
+            if sender.send(text.trim_end_matches(['\n', '\r']).to_owned()).is_err() {
+                break;
+            }
+            line.clear();
+        }
+    });
+    receiver
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sh(script: &str) -> Call {
+        Call::new("sh").args(["-c", script])
+    }
+
+    fn log() -> (tempfile::TempDir, Log) {
+        let folder = tempfile::tempdir().unwrap();
+        let log = Log::create(folder.path(), "test").unwrap();
+        (folder, log)
+    }
+
+    #[test]
+    fn a_line_that_is_not_to_be_shown_is_seen_and_not_kept() {
+        let (_folder, mut log) = log();
+        let mut seen = Vec::new();
+        let end = sh("echo one; echo two >&2; exit 3").listen(&mut log, |line| {
+            seen.push(line.to_owned());
+            line != "one"
+        });
+        assert_eq!(end.unwrap().code(), Some(3));
+        assert_eq!(seen, ["one", "two"]);
+        let kept = std::fs::read_to_string(log.path()).unwrap();
+        assert_eq!(kept.lines().skip(1).collect::<Vec<_>>(), ["two"]);
+    }
+
+    #[test]
+    fn a_program_is_killed_when_its_time_is_over_even_if_another_holds_its_pipe() {
+        let (_folder, mut log) = log();
+        let begun = Instant::now();
+        let call = sh("sleep 30 & echo begun; exec sleep 30").within(Duration::from_millis(300));
+        let mut pid = String::new();
+        let failure = call.watch(&mut log, |line| pid = line.to_owned()).unwrap_err();
+        assert!(failure.to_string().contains("was not done after"), "{failure}");
+        assert_eq!(pid, "begun");
+        assert!(begun.elapsed() < Duration::from_secs(10));
+    }
+
+    #[test]
+    fn a_program_that_is_talked_to_answers_until_it_ends() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut talk = sh("while read line; do echo got $line; done")
+            .talk(&folder.path().join("errors"))
+            .unwrap();
+        let soon = || Instant::now() + Duration::from_secs(10);
+        talk.say("this").unwrap();
+        assert_eq!(talk.hear(soon()).unwrap(), "got this");
+        let now = Instant::now() + Duration::from_millis(20);
+        assert_eq!(talk.hear(now), Err(RecvTimeoutError::Timeout));
+        talk.end();
+        let mut talk = sh("echo last").talk(&folder.path().join("errors")).unwrap();
+        assert_eq!(talk.hear(soon()).unwrap(), "last");
+        assert_eq!(talk.hear(soon()), Err(RecvTimeoutError::Disconnected));
+        drop(talk.say("nobody reads this"));
+        talk.end();
     }
 }

@@ -9,19 +9,19 @@
 
 use std::convert::Infallible;
 use std::ffi::OsString;
-use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::{fs, io};
 
-use crate::cmdline::{Cmdline, UnknownRoot};
+use crate::cmdline::{Channel, Cmdline, UnknownValue};
 use crate::loopback::{self, LoopbackError};
-use crate::modules::{self, ModuleError, When};
+use crate::modules::{self, ModuleError};
 use crate::mounts::{self, MountError};
 use crate::names::{self, NameError};
 use crate::pid1::{self, Pid1Error};
 use crate::root::{self, RootError};
-use crate::spawn;
+use crate::spawn::{self, Inheritance};
 use crate::uevents::Uevents;
+use crate::vsock::{self, VsockError};
 use crate::{console, shutdown};
 
 #[derive(Debug, thiserror::Error)]
@@ -31,13 +31,15 @@ pub(crate) enum BootError {
     #[error("cannot read the kernel's command line")]
     ReadCmdline(#[source] io::Error),
     #[error("the kernel's command line does not fit")]
-    Cmdline(#[from] UnknownRoot),
+    Cmdline(#[from] UnknownValue),
     #[error("cannot listen for devices")]
     Uevents(#[source] io::Error),
     #[error("cannot load the kernel modules that the boot needs")]
     Module(#[from] ModuleError),
     #[error("cannot build the root")]
     Root(#[from] RootError),
+    #[error("the host cannot reach this guest")]
+    Vsock(#[from] VsockError),
     #[error("cannot start the agent's server")]
     Server(#[source] io::Error),
     #[error("cannot run the image's init {path}")]
@@ -63,14 +65,20 @@ fn boot() -> Result<Infallible, BootError> {
     let uevents = Uevents::listen().map_err(BootError::Uevents)?;
     let modules = modules::folder();
     if let Some(folder) = &modules {
-        modules::load(folder, When::Boot, |error| console::say_error(&error))?;
+        modules::load_boot(folder)?;
     }
-    root::assemble(cmdline.root, &uevents)?;
+    root::assemble(&cmdline, &uevents)?;
     root::enter()?;
     name_guest(&cmdline);
+    let listener = match cmdline.channel {
+        Channel::Serial => None,
+        Channel::Vsock => Some(vsock::open(modules.as_ref())?),
+    };
+    let inheritance = Inheritance { modules, listener };
     match image_init(&cmdline.init) {
-        Some(init) => become_init(init, modules),
-        None => Ok(pid1::run(|| spawn::server("agent", modules.as_ref()))?),
+        Some(init) => become_init(init, inheritance),
+        // What the server inherits stays here too, for the next one: its listener does not miss a host meanwhile.
+        None => Ok(pid1::run(|| spawn::server("agent", &inheritance))?),
     }
 }
 
@@ -90,9 +98,9 @@ fn image_init(wanted: &str) -> Option<&str> {
     (wanted != "agent" && Path::new(wanted).exists()).then_some(wanted)
 }
 
-fn become_init(init: &str, modules: Option<OwnedFd>) -> Result<Infallible, BootError> {
-    spawn::server(init, modules.as_ref()).map_err(BootError::Server)?;
-    drop(modules);
+fn become_init(init: &str, inheritance: Inheritance) -> Result<Infallible, BootError> {
+    spawn::server(init, &inheritance).map_err(BootError::Server)?;
+    drop(inheritance);
     // What the kernel did not know on its command line it gave to us; it is meant for the init.
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     let cause = spawn::replace_by(Path::new(init), &arguments);

@@ -1,4 +1,13 @@
-//! What the daemon tells the agent on the kernel's command line: `banger.root`, `banger.name`, `banger.init`.
+//! What the daemon tells the agent on the kernel's command line:
+//!
+//! ```text
+//! banger.root=overlay|disk       how the root is made of the drives
+//! banger.name=NAME               the host name
+//! banger.init=PATH|agent         what becomes PID 1
+//! banger.channel=serial|vsock    how the host is reached; serial unless said
+//! banger.drives=A,B              which drive is which, in the order of their devices; by their serials unless said
+//! banger.off=power|restart       how this machine is turned off; by its power unless said
+//! ```
 
 /// How the root is made of the disks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -9,35 +18,97 @@ pub(crate) enum Root {
     Disk,
 }
 
+/// What carries the host's connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Channel {
+    /// A virtio-serial port.
+    Serial,
+    /// A vsock port that we listen on.
+    Vsock,
+}
+
+/// How the machine is turned off: a VMM may have no way to power off, and end only when its guest restarts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Off {
+    Power,
+    Restart,
+}
+
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Cmdline {
     pub(crate) root: Root,
     pub(crate) name: Option<String>,
     /// A path in the image, or `agent`.
     pub(crate) init: String,
+    pub(crate) channel: Channel,
+    /// The names of the drives, where their devices have no serials of ours.
+    pub(crate) drives: Option<Vec<String>>,
+    pub(crate) off: Off,
 }
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the kernel's command line says banger.root={0}, which is neither overlay nor disk")]
-pub(crate) struct UnknownRoot(String);
+#[error("the kernel's command line says {word}={value}, which is neither {} nor {}", known[0], known[1])]
+pub(crate) struct UnknownValue {
+    word: &'static str,
+    value: String,
+    known: [&'static str; 2],
+}
 
 impl Cmdline {
-    pub(crate) fn parse(text: &str) -> Result<Self, UnknownRoot> {
-        let mut cmdline = Self { root: Root::Overlay, name: None, init: "/sbin/init".to_owned() };
+    pub(crate) fn parse(text: &str) -> Result<Self, UnknownValue> {
+        let mut cmdline = Self {
+            root: Root::Overlay,
+            name: None,
+            init: "/sbin/init".to_owned(),
+            channel: Channel::Serial,
+            drives: None,
+            off: Off::Power,
+        };
         for word in text.split_ascii_whitespace() {
-            match word.split_once('=') {
-                Some(("banger.root", "overlay")) => cmdline.root = Root::Overlay,
-                Some(("banger.root", "disk")) => cmdline.root = Root::Disk,
-                Some(("banger.root", other)) => return Err(UnknownRoot(other.to_owned())),
-                Some(("banger.name", name)) if !name.is_empty() => {
-                    cmdline.name = Some(name.to_owned())
+            let Some((word, value)) = word.split_once('=') else { continue };
+            match word {
+                "banger.root" => {
+                    let known = [("overlay", Root::Overlay), ("disk", Root::Disk)];
+                    cmdline.root = one_of("banger.root", value, known)?;
                 }
-                Some(("banger.init", init)) if !init.is_empty() => cmdline.init = init.to_owned(),
+                "banger.channel" => {
+                    let known = [("serial", Channel::Serial), ("vsock", Channel::Vsock)];
+                    cmdline.channel = one_of("banger.channel", value, known)?;
+                }
+                "banger.off" => {
+                    let known = [("power", Off::Power), ("restart", Off::Restart)];
+                    cmdline.off = one_of("banger.off", value, known)?;
+                }
+                "banger.name" if !value.is_empty() => cmdline.name = Some(value.to_owned()),
+                "banger.init" if !value.is_empty() => cmdline.init = value.to_owned(),
+                "banger.drives" => {
+                    cmdline.drives = Some(value.split(',').map(str::to_owned).collect());
+                }
                 _ => {}
             }
         }
         Ok(cmdline)
     }
+}
+
+fn one_of<T: Copy>(
+    word: &'static str,
+    value: &str,
+    known: [(&'static str, T); 2],
+) -> Result<T, UnknownValue> {
+    let found = known.iter().find(|(name, _)| *name == value).map(|&(_, means)| means);
+    found.ok_or_else(|| UnknownValue {
+        word,
+        value: value.to_owned(),
+        known: known.map(|(name, _)| name),
+    })
+}
+
+/// How this machine is turned off. A restart ends every VMM of ours (QEMU runs with `-no-reboot`), so it is the answer
+/// where the command line cannot be read.
+pub(crate) fn off() -> Off {
+    let text = std::fs::read_to_string("/proc/cmdline").ok();
+    text.and_then(|text| Cmdline::parse(&text).ok()).map_or(Off::Restart, |cmdline| cmdline.off)
 }
 
 #[cfg(test)]
@@ -47,23 +118,48 @@ mod tests {
     #[test]
     fn our_words_are_found_among_the_kernels() {
         let cmdline = Cmdline::parse(
-            "quiet banger.root=disk console=ttyS0 banger.name=box banger.init=agent\n",
+            "quiet banger.root=disk console=ttyS0 banger.name=box banger.init=agent banger.channel=vsock \
+             banger.drives=banger-root,banger-disk banger.off=restart\n",
         )
         .unwrap();
         assert_eq!(
             cmdline,
-            Cmdline { root: Root::Disk, name: Some("box".into()), init: "agent".into() }
+            Cmdline {
+                root: Root::Disk,
+                name: Some("box".into()),
+                init: "agent".into(),
+                channel: Channel::Vsock,
+                drives: Some(vec!["banger-root".into(), "banger-disk".into()]),
+                off: Off::Restart,
+            }
         );
     }
 
     #[test]
-    fn without_our_words_an_overlay_boots_the_images_init() {
+    fn without_our_words_an_overlay_boots_the_images_init_and_serves_a_port() {
         let cmdline = Cmdline::parse("quiet").unwrap();
-        assert_eq!(cmdline, Cmdline { root: Root::Overlay, name: None, init: "/sbin/init".into() });
+        assert_eq!(
+            cmdline,
+            Cmdline {
+                root: Root::Overlay,
+                name: None,
+                init: "/sbin/init".into(),
+                channel: Channel::Serial,
+                drives: None,
+                off: Off::Power,
+            }
+        );
     }
 
     #[test]
-    fn a_root_nobody_knows_is_refused_by_name() {
-        assert_eq!(Cmdline::parse("banger.root=nfs"), Err(UnknownRoot("nfs".into())));
+    fn a_value_nobody_knows_is_refused_by_name() {
+        for (text, expected) in [
+            ("banger.root=nfs", "banger.root=nfs, which is neither overlay nor disk"),
+            ("banger.channel=tcp", "banger.channel=tcp, which is neither serial nor vsock"),
+            ("banger.off=", "banger.off=, which is neither power nor restart"),
+        ] {
+            let error = Cmdline::parse(text).unwrap_err().to_string();
+            assert!(error.ends_with(expected), "{error}");
+        }
     }
 }

@@ -6,9 +6,10 @@ use std::path::Path;
 
 use banger_api::channel::InitState;
 use rustix::fs::inotify;
-use rustix::process::Pid;
+use rustix::process::{Pid, Signal};
 use tokio::io::unix::AsyncFd;
 
+use crate::cmdline::Off;
 use crate::{shutdown, spawn, watched};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +20,14 @@ pub(crate) enum Init {
     Busybox,
     Other(String),
     /// Not in a guest: there is no PID 1 that we may talk to.
+    None,
+}
+
+/// How PID 1 is asked for the end.
+#[derive(Debug, PartialEq, Eq)]
+enum Request {
+    Signal(i32),
+    Run(&'static str),
     None,
 }
 
@@ -77,21 +86,35 @@ impl Init {
         Ok(InitState { init: self.name().to_owned(), state })
     }
 
-    /// Asks PID 1 to turn the guest off; returns when it is asked.
-    pub(crate) async fn power_off(&self) -> Result<(), InitError> {
-        match self {
-            Init::Systemd => {
+    /// Asks PID 1 to turn the guest off; returns when it is asked. Where only a restart ends the VMM, it is asked for that.
+    pub(crate) async fn power_off(&self, off: Off) -> Result<(), InitError> {
+        match (self.request(off), self) {
+            (Request::None, _) => Err(InitError::NotAGuest),
+            (Request::Signal(number), Init::Systemd) => {
                 // Before that it may not have its signals in order, and PID 1 does not get what it does not handle.
                 systemd_answers().await.map_err(InitError::Wait)?;
-                signal_pid1(shutdown::SYSTEMD_POWEROFF)
+                signal_pid1(number)
             }
-            Init::Agent => signal_pid1(rustix::process::Signal::TERM.as_raw()),
-            Init::Busybox => signal_pid1(rustix::process::Signal::USR2.as_raw()),
-            Init::Other(_) => {
-                let run = spawn::output("poweroff", &[]).await;
-                run.map(drop).map_err(|cause| InitError::Run { program: "poweroff", cause })
+            (Request::Signal(number), _) => signal_pid1(number),
+            (Request::Run(program), _) => {
+                let run = spawn::output(program, &[]).await;
+                run.map(drop).map_err(|cause| InitError::Run { program, cause })
             }
-            Init::None => Err(InitError::NotAGuest),
+        }
+    }
+
+    fn request(&self, off: Off) -> Request {
+        match (self, off) {
+            (Init::Systemd, Off::Power) => Request::Signal(shutdown::SYSTEMD_POWEROFF),
+            (Init::Systemd, Off::Restart) => Request::Signal(shutdown::SYSTEMD_REBOOT),
+            // It knows what to do in the end (`shutdown::off`).
+            (Init::Agent, _) => Request::Signal(Signal::TERM.as_raw()),
+            // "Signals" in busybox's init/init.c.
+            (Init::Busybox, Off::Power) => Request::Signal(Signal::USR2.as_raw()),
+            (Init::Busybox, Off::Restart) => Request::Signal(Signal::TERM.as_raw()),
+            (Init::Other(_), Off::Power) => Request::Run("poweroff"),
+            (Init::Other(_), Off::Restart) => Request::Run("reboot"),
+            (Init::None, _) => Request::None,
         }
     }
 }
@@ -129,4 +152,18 @@ async fn appears(path: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_that_ends_only_by_a_restart_is_never_asked_to_power_off() {
+        let asked = |init: &Init| (init.request(Off::Power), init.request(Off::Restart));
+        assert_eq!(asked(&Init::Systemd), (Request::Signal(38), Request::Signal(39)));
+        assert_eq!(asked(&Init::Busybox), (Request::Signal(12), Request::Signal(15)));
+        let other = Init::Other("runit".into());
+        assert_eq!(asked(&other), (Request::Run("poweroff"), Request::Run("reboot")));
+    }
 }

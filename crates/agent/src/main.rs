@@ -14,6 +14,8 @@ mod console;
 mod disks;
 mod exec;
 mod ext4;
+#[cfg(test)]
+mod host;
 mod init;
 mod loopback;
 mod modules;
@@ -26,12 +28,16 @@ mod processes;
 mod root;
 mod serve;
 mod server;
+mod session;
 mod shutdown;
 mod spawn;
 mod uevents;
 mod users;
+mod vsock;
 mod watched;
 mod wire;
+
+use crate::spawn::Inheritance;
 
 /// What this process is for: told by its arguments, and decided before anything is done.
 #[derive(Debug, PartialEq, Eq)]
@@ -40,8 +46,8 @@ enum Role {
     Boot,
     /// `/shutdown`: PID 1 again, after systemd-shutdown has pivoted into /run/initramfs.
     Shutdown(shutdown::End),
-    /// `@banger-agent port INIT [MODULES-FD]`: the guest's server.
-    Port { init: OsString, modules: Option<i32> },
+    /// `@banger-agent guest INIT MODULES LISTENER`: the guest's server, and what it inherits, by number or `-`.
+    Guest { init: OsString, modules: OsString, listener: OsString },
     /// `banger-agent serve --listen PATH`: the same server on a unix socket.
     Listen(PathBuf),
 }
@@ -54,10 +60,10 @@ impl Role {
                 Some(Role::Shutdown(shutdown::End::of(rest.first().copied())))
             }
             _ if is_pid1 => Some(Role::Boot),
-            [_, b"port", _] => Some(Role::Port { init: arguments[2].clone(), modules: None }),
-            [_, b"port", _, fd] => Some(Role::Port {
+            [_, b"guest", _, _, _] => Some(Role::Guest {
                 init: arguments[2].clone(),
-                modules: std::str::from_utf8(fd).ok()?.parse().ok(),
+                modules: arguments[3].clone(),
+                listener: arguments[4].clone(),
             }),
             [_, b"serve", b"--listen", _] => Some(Role::Listen(PathBuf::from(&arguments[3]))),
             _ => None,
@@ -70,7 +76,9 @@ fn main() -> ExitCode {
     match Role::of(&arguments, rustix::process::getpid().is_init()) {
         Some(Role::Boot) => boot::run(),
         Some(Role::Shutdown(end)) => shutdown::finish(end),
-        Some(Role::Port { init, modules }) => serve::on_port(&init, modules),
+        Some(Role::Guest { init, modules, listener }) => {
+            serve::in_guest(&init, Inheritance::from_arguments(&modules, &listener))
+        }
         Some(Role::Listen(path)) => serve::on_socket(&path),
         None => {
             console::say(&format!(

@@ -1,11 +1,12 @@
 //! Loads the kernel modules that the kernel's own cpio brought, in the order that its list says.
 //!
-//! `list` has one line per module, `boot FILE` or `late FILE`: what the disks and the port need, and what can wait until
-//! the guest is ready. A loaded module's file is removed, since the initramfs is memory.
+//! `list` has one line per module: `boot FILE` for what the disks and the port need, `vsock FILE` for what the host's
+//! vsock connection needs where there is one (the transport last), `late FILE` for what can wait until the guest is ready.
+//! A loaded module's file is removed, since the initramfs is memory.
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use rustix::fs::{AtFlags, Mode, OFlags, openat, unlinkat};
 use rustix::io::Errno;
@@ -15,6 +16,8 @@ const FOLDER: &str = "/lib/banger/modules";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum When {
     Boot,
+    /// In vsock.rs, one by one; with the late ones where nobody did.
+    Vsock,
     Late,
 }
 
@@ -23,7 +26,7 @@ pub(crate) enum ModuleError {
     #[error("cannot read the list of kernel modules, {FOLDER}/list")]
     List(#[source] io::Error),
     #[error(
-        "the list of kernel modules has the line {0:?}, which is neither \"boot FILE\" nor \"late FILE\""
+        "the list of kernel modules has the line {0:?}, which is none of \"boot FILE\", \"vsock FILE\", \"late FILE\""
     )]
     Line(String),
     #[error("cannot load the kernel module {file}")]
@@ -41,21 +44,19 @@ pub(crate) fn folder() -> Option<OwnedFd> {
         .ok()
 }
 
-/// Loads all modules of that time; the first failure ends it when they are needed to boot, else each is told to `failed`.
-pub(crate) fn load(
-    folder: impl AsFd,
-    when: When,
+/// Loads all modules that the boot needs.
+pub(crate) fn load_boot(folder: &OwnedFd) -> Result<(), ModuleError> {
+    files(folder, When::Boot)?.iter().try_for_each(|file| load_one(folder, file))
+}
+
+/// Loads what could wait, and what nobody asked for before; each failure is told to `failed`.
+pub(crate) fn load_late(
+    folder: &OwnedFd,
     mut failed: impl FnMut(ModuleError),
 ) -> Result<(), ModuleError> {
-    let mut text = String::new();
-    let list = openat(&folder, "list", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
-    list.map_err(io::Error::from)
-        .and_then(|list| File::from(list).read_to_string(&mut text))
-        .map_err(ModuleError::List)?;
-    for file in parse(&text, when)? {
-        match load_one(&folder, file) {
-            Err(error) if when == When::Boot => return Err(error),
-            // A server that was started again finds them loaded and gone.
+    for file in files(folder, When::Vsock)?.iter().chain(&files(folder, When::Late)?) {
+        match load_one(folder, file) {
+            // One that is loaded already, by vsock.rs or by a server that was here before us, is gone.
             Err(ModuleError::Load { cause, .. }) if cause.kind() == io::ErrorKind::NotFound => {}
             Err(error) => failed(error),
             Ok(()) => {}
@@ -64,11 +65,22 @@ pub(crate) fn load(
     Ok(())
 }
 
+/// The files of the modules of that time, in the order in which they load.
+pub(crate) fn files(folder: &OwnedFd, when: When) -> Result<Vec<String>, ModuleError> {
+    let mut text = String::new();
+    let list = openat(folder, "list", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+    list.map_err(io::Error::from)
+        .and_then(|list| File::from(list).read_to_string(&mut text))
+        .map_err(ModuleError::List)?;
+    Ok(parse(&text, when)?.into_iter().map(str::to_owned).collect())
+}
+
 fn parse(text: &str, wanted: When) -> Result<Vec<&str>, ModuleError> {
     let mut files = Vec::new();
     for line in text.lines() {
         let (when, file) = match line.split_once(' ') {
             Some(("boot", file)) => (When::Boot, file),
+            Some(("vsock", file)) => (When::Vsock, file),
             Some(("late", file)) => (When::Late, file),
             _ => return Err(ModuleError::Line(line.to_owned())),
         };
@@ -79,17 +91,17 @@ fn parse(text: &str, wanted: When) -> Result<Vec<&str>, ModuleError> {
     Ok(files)
 }
 
-fn load_one(folder: impl AsFd, file: &str) -> Result<(), ModuleError> {
+pub(crate) fn load_one(folder: &OwnedFd, file: &str) -> Result<(), ModuleError> {
     let failed = |errno: Errno| ModuleError::Load { file: file.to_owned(), cause: errno.into() };
     let module =
-        openat(&folder, file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
+        openat(folder, file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
     match rustix::system::finit_module(&module, c"", 0) {
         // EEXIST: built in, or loaded by something that was quicker.
         Ok(()) | Err(Errno::EXIST) => {}
         Err(errno) => return Err(failed(errno)),
     }
     // A file that stays costs its memory, nothing else.
-    unlinkat(&folder, file, AtFlags::empty()).ok();
+    unlinkat(folder, file, AtFlags::empty()).ok();
     Ok(())
 }
 
@@ -99,8 +111,9 @@ mod tests {
 
     #[test]
     fn each_time_has_its_modules_in_the_order_of_the_list() {
-        let text = "boot virtio_ring.ko\nlate nft.ko\nboot virtio.ko\n";
+        let text = "boot virtio_ring.ko\nlate nft.ko\nvsock vsock.ko\nboot virtio.ko\n";
         assert_eq!(parse(text, When::Boot).unwrap(), ["virtio_ring.ko", "virtio.ko"]);
+        assert_eq!(parse(text, When::Vsock).unwrap(), ["vsock.ko"]);
         assert_eq!(parse(text, When::Late).unwrap(), ["nft.ko"]);
     }
 

@@ -1,16 +1,16 @@
-//! The virtio-serial port to the host: the handshake of `banger_api::channel`, then yamux, one HTTP connection per stream.
+//! The virtio-serial port to the host: one session (session.rs) after the other over a stream that does not say where one
+//! ends.
 //!
 //! ```text
-//!   ┌──► no host ── it connects ──► handshake ── GO ──► yamux ──┐
-//!   │        ▲                          │                       │ its end, an error, or a daemon that begins anew
-//!   │        └──────── it left (HUP) ───┴───────────────────────┤
-//!   └───────────────────────────────────────────────────────────┘ (still connected: straight to the handshake)
+//!   ┌──► no host ── it connects ──► handshake ── GO ──► session ─┐
+//!   │        ▲                          │                        │ its end, an error, or a daemon that begins anew
+//!   │        └──────── it left (HUP) ───┴────────────────────────┤
+//!   └────────────────────────────────────────────────────────────┘ (still connected: straight to the handshake)
 //! ```
 //!
 //! The port can be opened only once (EBUSY), so its descriptor lives as long as the agent. tokio remembers a hang-up of a
 //! descriptor for ever, so each connection registers it anew, and an edge-triggered epoll of our own waits for the host.
 
-use std::future::poll_fn;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -22,26 +22,13 @@ use banger_api::channel::{Line, PORT_NAME};
 use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use rustix::fs::{Mode, OFlags};
 use tokio::io::unix::AsyncFd;
-use tokio::io::{
-    AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader, BufWriter, ReadBuf,
-};
-use tokio_util::compat::{FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::console;
-use crate::server::{self, Guest};
+use crate::server::Guest;
+use crate::session::{self, Buffered};
 use crate::uevents::Uevents;
 use crate::watched::watch;
 use crate::wire::{Lines, Watch};
-
-/// The driver takes no more at once (`port_fops_write` in drivers/char/virtio_console.c).
-const LARGEST_WRITE: usize = 32 * 1024;
-
-/// A frame's header in yamux.
-const HEADER: usize = 12;
-
-/// Streams at once; each may have a window of 256 KiB, the least that yamux allows, so this bounds memory too.
-const STREAMS: usize = 512;
-const WINDOW: usize = 256 * 1024;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PortError {
@@ -53,8 +40,6 @@ pub(crate) enum PortError {
         #[source]
         cause: io::Error,
     },
-    #[error("cannot read the guest's boot id")]
-    BootId(#[source] io::Error),
     #[error("cannot wait for the host at the port {PORT_NAME}")]
     Host(#[source] io::Error),
     #[error("the port {PORT_NAME} failed")]
@@ -95,10 +80,9 @@ fn find(ports: &Path) -> io::Result<Option<PathBuf>> {
 pub(crate) async fn serve(
     port: OwnedFd,
     guest: Arc<Guest>,
+    boot_id: &str,
     ready: tokio::sync::oneshot::Sender<()>,
 ) -> Result<std::convert::Infallible, PortError> {
-    let boot_id =
-        std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(PortError::BootId)?;
     let port = Arc::new(port);
     let mut ready = Some(ready);
     let mut before: Option<Wire> = None;
@@ -114,9 +98,10 @@ pub(crate) async fn serve(
             }
         }
         .map_err(PortError::Host)?;
-        match handshake(&mut wire, boot_id.trim_end()).await {
+        let heard = wire.heard.take();
+        match session::handshake(&mut wire.io, &mut wire.lines, heard, boot_id).await {
             Ok(()) => {}
-            Err(error) if is_hang_up(&error) => continue,
+            Err(error) if session::is_hang_up(&error) => continue,
             Err(error) => return Err(PortError::Io(error)),
         }
         if let Some(ready) = ready.take() {
@@ -126,65 +111,17 @@ pub(crate) async fn serve(
     }
 }
 
-fn is_hang_up(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe)
-}
-
-fn comes_from_hang_up(error: &(dyn std::error::Error + 'static)) -> bool {
-    std::iter::successors(Some(error), |&error| error.source())
-        .any(|error| error.downcast_ref().is_some_and(is_hang_up))
-}
-
-/// Until GO. Every HELLO is answered, since nobody knows which answer the daemon got.
-async fn handshake(wire: &mut Wire, boot_id: &str) -> io::Result<()> {
-    let mut answered = None;
-    loop {
-        match wire.next_line().await? {
-            Line::Hello { nonce } => {
-                let version = banger_api::VERSION.to_owned();
-                let ready =
-                    Line::Ready { nonce: nonce.clone(), boot_id: boot_id.to_owned(), version };
-                wire.io.write_all(&ready.encode()).await?;
-                wire.io.flush().await?;
-                answered = Some(nonce);
-            }
-            Line::Go { nonce } if answered.as_ref() == Some(&nonce) => return Ok(()),
-            _ => {}
-        }
-    }
-}
-
-/// Serves yamux until it ends, and gives back what is left of the stream.
+/// Serves until the session ends, and gives back what is left of the stream.
 async fn session(wire: Wire, guest: &Arc<Guest>) -> Wire {
     let wire = SharedWire(Arc::new(Mutex::new(Some(wire))));
-    let mut config = yamux::Config::default();
-    config.set_max_num_streams(STREAMS);
-    config.set_max_connection_receive_window(Some(STREAMS * WINDOW));
-    config.set_split_send_size(LARGEST_WRITE - HEADER);
-    let mut connection = yamux::Connection::new(wire.clone().compat(), config, yamux::Mode::Server);
-    loop {
-        match poll_fn(|context| connection.poll_next_inbound(context)).await {
-            Some(Ok(stream)) => {
-                drop(tokio::spawn(server::connection(stream.compat(), Arc::clone(guest))))
-            }
-            Some(Err(error)) => {
-                if !comes_from_hang_up(&error) {
-                    console::say(&format!("the connection to the host ended: {error}"));
-                }
-                break;
-            }
-            None => break,
-        }
-    }
-    // All streams have ended with it.
-    drop(connection);
+    session::serve(wire.clone(), guest).await;
     let mut held = wire.0.lock().unwrap_or_else(PoisonError::into_inner);
     held.take().expect("only this function takes it, and at its end")
 }
 
 /// The port's bytes, with what is read ahead and what is not yet written.
 struct Wire {
-    io: BufReader<BufWriter<Link>>,
+    io: Buffered<Link>,
     lines: Lines,
     watch: Watch,
     /// The HELLO that ended the connection before.
@@ -194,7 +131,7 @@ struct Wire {
 impl Wire {
     fn new(port: &Arc<OwnedFd>) -> io::Result<Self> {
         let link = Link(Some(watch(Arc::clone(port))?));
-        let io = BufReader::with_capacity(64 * 1024, BufWriter::with_capacity(LARGEST_WRITE, link));
+        let io = session::buffered(link);
         Ok(Self { io, lines: Lines::new(), watch: Watch::new(), heard: None })
     }
 
@@ -206,23 +143,6 @@ impl Wire {
         link.0 = Some(watch(Arc::clone(port))?);
         self.lines = std::mem::replace(&mut self.watch, Watch::new()).into_lines();
         Ok(self)
-    }
-
-    async fn next_line(&mut self) -> io::Result<Line> {
-        if let Some(line) = self.heard.take() {
-            return Ok(line);
-        }
-        loop {
-            let bytes = self.io.fill_buf().await?;
-            if bytes.is_empty() {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            let (count, line) = self.lines.find(bytes);
-            self.io.consume(count);
-            if let Some(line) = line {
-                return Ok(line);
-            }
-        }
     }
 }
 
@@ -372,18 +292,12 @@ async fn host_connected(port: &OwnedFd) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
-    use banger_api::channel::LineFinder;
-    use banger_api::exec::{FromAgent, Start, ToAgent, Word};
-    use futures_util::{SinkExt, StreamExt};
-    use tokio::io::AsyncReadExt;
+    use tokio::io::AsyncWriteExt;
     use tokio::net::UnixStream;
-    use tokio::sync::{mpsc, oneshot};
-    use tokio_tungstenite::tungstenite::Message;
-    use tokio_tungstenite::tungstenite::client::IntoClientRequest;
-    use tokio_util::compat::Compat;
+    use tokio::sync::oneshot;
 
+    use crate::host::{drive, exec, shake_hands};
     use crate::init::Init;
 
     #[test]
@@ -398,142 +312,16 @@ mod tests {
         assert_eq!(find(&sys.path().join("absent")).unwrap(), None);
     }
 
-    async fn within<T>(work: impl Future<Output = T>) -> T {
-        tokio::time::timeout(Duration::from_secs(30), work)
-            .await
-            .expect("it happens before the deadline")
-    }
-
     /// The host's end of a port that a socket pair plays.
     fn port() -> UnixStream {
         let (host, guest) = std::os::unix::net::UnixStream::pair().unwrap();
         host.set_nonblocking(true).unwrap();
         guest.set_nonblocking(true).unwrap();
         let guest_of = Arc::new(Guest::new(Init::None));
-        drop(tokio::spawn(serve(guest.into(), guest_of, oneshot::channel().0)));
+        drop(tokio::spawn(async move {
+            serve(guest.into(), guest_of, "boot", oneshot::channel().0).await
+        }));
         UnixStream::from_std(host).unwrap()
-    }
-
-    async fn shake_hands(host: &mut UnixStream, nonce: &str, hellos: usize) {
-        for _ in 0..hellos {
-            host.write_all(&Line::Hello { nonce: nonce.into() }.encode()).await.unwrap();
-        }
-        let mut finder = LineFinder::default();
-        loop {
-            let byte = within(host.read_u8()).await.unwrap();
-            match finder.push(byte) {
-                Some(Line::Ready { nonce: theirs, .. }) if theirs == nonce => break,
-                _ => {}
-            }
-        }
-        host.write_all(&Line::Go { nonce: nonce.into() }.encode()).await.unwrap();
-    }
-
-    type Opener = mpsc::UnboundedSender<oneshot::Sender<yamux::Stream>>;
-
-    /// The daemon's side of yamux. Answers to further HELLOs may come first: they hold no NUL, which is yamux's first byte.
-    fn drive(host: UnixStream) -> (Opener, tokio::task::JoinHandle<()>) {
-        let host = SkipReady { host, begun: false };
-        let (opener, mut wanted) = mpsc::unbounded_channel::<oneshot::Sender<yamux::Stream>>();
-        let mut connection =
-            yamux::Connection::new(host.compat(), yamux::Config::default(), yamux::Mode::Client);
-        let mut next: Option<oneshot::Sender<yamux::Stream>> = None;
-        let driver = poll_fn(move |context| {
-            loop {
-                if next.is_none()
-                    && let Poll::Ready(Some(want)) = wanted.poll_recv(context)
-                {
-                    next = Some(want);
-                }
-                if next.is_some()
-                    && let Poll::Ready(stream) = connection.poll_new_outbound(context)
-                {
-                    next.take().unwrap().send(stream.unwrap()).unwrap();
-                    continue;
-                }
-                match ready!(connection.poll_next_inbound(context)) {
-                    Some(Ok(stream)) => panic!("the agent opened {stream}"),
-                    _ => return Poll::Ready(()),
-                }
-            }
-        });
-        (opener, tokio::spawn(driver))
-    }
-
-    struct SkipReady {
-        host: UnixStream,
-        begun: bool,
-    }
-
-    impl AsyncRead for SkipReady {
-        fn poll_read(
-            mut self: Pin<&mut Self>,
-            context: &mut Context<'_>,
-            buffer: &mut ReadBuf<'_>,
-        ) -> Poll<io::Result<()>> {
-            while !self.begun {
-                let mut byte = [1];
-                let mut one = ReadBuf::new(&mut byte);
-                ready!(Pin::new(&mut self.host).poll_read(context, &mut one))?;
-                match one.filled() {
-                    [0] => {
-                        self.begun = true;
-                        buffer.put_slice(&[0]);
-                        return Poll::Ready(Ok(()));
-                    }
-                    [] => return Poll::Ready(Ok(())),
-                    _ => {}
-                }
-            }
-            Pin::new(&mut self.host).poll_read(context, buffer)
-        }
-    }
-
-    impl AsyncWrite for SkipReady {
-        fn poll_write(
-            mut self: Pin<&mut Self>,
-            context: &mut Context<'_>,
-            bytes: &[u8],
-        ) -> Poll<io::Result<usize>> {
-            Pin::new(&mut self.host).poll_write(context, bytes)
-        }
-
-        fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Pin::new(&mut self.host).poll_flush(context)
-        }
-
-        fn poll_shutdown(
-            mut self: Pin<&mut Self>,
-            context: &mut Context<'_>,
-        ) -> Poll<io::Result<()>> {
-            Pin::new(&mut self.host).poll_shutdown(context)
-        }
-    }
-
-    async fn open(opener: &Opener) -> Compat<yamux::Stream> {
-        let (want, stream) = oneshot::channel();
-        opener.send(want).unwrap();
-        within(stream).await.unwrap().compat()
-    }
-
-    async fn exec(opener: &Opener, script: &str) -> (Vec<u8>, u8) {
-        let request = "ws://agent/v1/exec".into_client_request().unwrap();
-        let handshake = tokio_tungstenite::client_async(request, open(opener).await);
-        let (mut socket, _) = within(handshake).await.unwrap();
-        let argv = ["sh", "-c", script].map(|text| Word::new(text).unwrap()).to_vec();
-        let start = ToAgent::Start(Box::new(Start { argv, no_stdin: true, ..Start::default() }));
-        socket.send(Message::Binary(start.encode())).await.unwrap();
-        let mut stdout = Vec::new();
-        loop {
-            let Message::Binary(bytes) = within(socket.next()).await.unwrap().unwrap() else {
-                panic!("no frame")
-            };
-            match FromAgent::decode(&bytes).unwrap() {
-                FromAgent::Stdout(bytes) => stdout.extend(bytes),
-                FromAgent::Exit(exit) => return (stdout, exit.status),
-                other => panic!("{other:?}"),
-            }
-        }
     }
 
     #[tokio::test]

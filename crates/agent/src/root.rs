@@ -10,6 +10,7 @@ use std::path::Path;
 
 use rustix::mount::{MountFlags, UnmountFlags};
 
+use crate::cmdline::Cmdline;
 use crate::disks::{self, Disk, DiskError};
 use crate::mounts::{self, MountError, UnmountError};
 use crate::uevents::Uevents;
@@ -38,11 +39,12 @@ pub(crate) enum RootError {
 }
 
 /// Mounts the new root beside the initramfs.
-pub(crate) fn assemble(kind: cmdline::Root, uevents: &Uevents) -> Result<(), RootError> {
-    let image = disks::wait_for("banger-root", uevents)?;
-    match kind {
+pub(crate) fn assemble(cmdline: &Cmdline, uevents: &Uevents) -> Result<(), RootError> {
+    let disk = |name| disks::wait_for(name, cmdline.drives.as_deref(), uevents);
+    let image = disk("banger-root")?;
+    match cmdline.root {
         cmdline::Root::Disk => mount_writable(&image, NEW_ROOT),
-        cmdline::Root::Overlay => overlay(&image, &disks::wait_for("banger-disk", uevents)?),
+        cmdline::Root::Overlay => overlay(&image, &disk("banger-disk")?),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -14,10 +14,11 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::init::Init;
-use crate::modules::{self, When};
 use crate::port::{self, PortError};
 use crate::server::{self, Guest};
-use crate::{console, spawn};
+use crate::spawn::Inheritance;
+use crate::vsock::{self, VsockError};
+use crate::{console, modules};
 
 #[derive(Debug, thiserror::Error)]
 enum ServeError {
@@ -25,6 +26,10 @@ enum ServeError {
     Runtime(#[source] io::Error),
     #[error("cannot serve the host")]
     Port(#[from] PortError),
+    #[error("cannot serve the host")]
+    Vsock(#[from] VsockError),
+    #[error("cannot read the guest's boot id")]
+    BootId(#[source] io::Error),
     #[error("cannot listen on {path}")]
     Listen {
         path: PathBuf,
@@ -33,21 +38,26 @@ enum ServeError {
     },
 }
 
-/// In a guest: serves the host over the port. `modules` is the folder of the kernel modules that can wait.
-pub(crate) fn on_port(init: &OsStr, modules: Option<RawFd>) -> ExitCode {
-    let modules = modules.and_then(spawn::inherited);
+/// In a guest: serves the host at the vsock port that is inherited, or at the virtio-serial port.
+pub(crate) fn in_guest(init: &OsStr, inheritance: Inheritance) -> ExitCode {
     protect();
-    end(run_on_port(init, modules))
+    end(run_in_guest(init, inheritance))
 }
 
-fn run_on_port(init: &OsStr, modules: Option<OwnedFd>) -> Result<Infallible, ServeError> {
-    let port = port::open()?;
+fn run_in_guest(init: &OsStr, inheritance: Inheritance) -> Result<Infallible, ServeError> {
+    let Inheritance { modules, listener } = inheritance;
+    let boot_id =
+        std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(ServeError::BootId)?;
+    let boot_id = boot_id.trim_end().to_owned();
     let guest = Arc::new(Guest::new(Init::of(Path::new(init))));
     runtime()?.block_on(async {
         outlive_shutdown().map_err(ServeError::Runtime)?;
         let (tell, ready) = tokio::sync::oneshot::channel();
         drop(tokio::spawn(after_ready(ready, Arc::clone(&guest), modules)));
-        Ok(port::serve(port, guest, tell).await?)
+        match listener {
+            Some(listener) => Ok(vsock::serve(listener, guest, boot_id, tell).await?),
+            None => Ok(port::serve(port::open()?, guest, &boot_id, tell).await?),
+        }
     })
 }
 
@@ -62,9 +72,7 @@ async fn after_ready(
     guest.install_end().await;
     if let Some(folder) = modules {
         let load = move || {
-            if let Err(error) =
-                modules::load(&folder, When::Late, |error| console::say_error(&error))
-            {
+            if let Err(error) = modules::load_late(&folder, |error| console::say_error(&error)) {
                 console::say_error(&error);
             }
         };

@@ -28,7 +28,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
 use crate::init::{Init, InitError};
-use crate::{console, exec, shutdown};
+use crate::{cmdline, console, exec, shutdown};
 
 type Reply = Response<Full<Bytes>>;
 
@@ -151,7 +151,7 @@ async fn power_off(guest: Arc<Guest>) -> Reply {
     guest.install_end().await;
     drop(tokio::task::spawn_blocking(rustix::fs::sync).await);
     drop(tokio::spawn(async move {
-        if let Err(error) = guest.init.power_off().await {
+        if let Err(error) = guest.init.power_off(cmdline::off()).await {
             console::say_error(&error);
         }
     }));

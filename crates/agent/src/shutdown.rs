@@ -11,11 +11,14 @@ use std::path::{Path, PathBuf};
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::system::{RebootCommand, reboot};
 
+use crate::cmdline::{self, Off};
 use crate::mounts::{self, MountError};
 use crate::{console, processes};
 
-/// SIGRTMIN+4 as the C library counts: systemd as PID 1 starts poweroff.target (systemd(1), signals).
+/// SIGRTMIN+4 and SIGRTMIN+5 as the C library counts: systemd as PID 1 starts poweroff.target and reboot.target
+/// (systemd(1), signals).
 pub(crate) const SYSTEMD_POWEROFF: i32 = 38;
+pub(crate) const SYSTEMD_REBOOT: i32 = 39;
 
 const NEW_ROOT: &str = "/run/banger-end";
 /// Where systemd-shutdown leaves the root, and so do we.
@@ -96,12 +99,13 @@ fn deepest_first(mut targets: Vec<PathBuf>) -> Vec<PathBuf> {
     targets
 }
 
-/// Turns the machine off as it is, all written data on its way to the disks.
+/// Turns the machine off as it is, all written data on its way to the disks. Where only a restart ends the VMM, that is
+/// what is done: a machine without a way to power off would halt, and stay (reboot(2) falls back to that).
 pub(crate) fn off(end: End) -> ! {
     rustix::fs::sync();
-    let commands = match end {
-        End::PowerOff => [RebootCommand::PowerOff, RebootCommand::Restart],
-        End::Reboot => [RebootCommand::Restart, RebootCommand::PowerOff],
+    let commands = match (end, cmdline::off()) {
+        (End::PowerOff, Off::Power) => [RebootCommand::PowerOff, RebootCommand::Restart],
+        (End::Reboot, _) | (_, Off::Restart) => [RebootCommand::Restart, RebootCommand::PowerOff],
     };
     for command in commands {
         if let Err(errno) = reboot(command) {

@@ -26,39 +26,59 @@ use crate::users::User;
 pub(crate) const DEFAULT_PATH: &str =
     "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// What PID 1 opened for the server.
+#[derive(Debug)]
+pub(crate) struct Inheritance {
+    /// The folder of the kernel's modules.
+    pub(crate) modules: Option<OwnedFd>,
+    /// The vsock port that the host comes to; without one it comes to the virtio-serial port.
+    pub(crate) listener: Option<OwnedFd>,
+}
+
+impl Inheritance {
+    fn fds(&self) -> [Option<&OwnedFd>; 2] {
+        [self.modules.as_ref(), self.listener.as_ref()]
+    }
+
+    /// As the server finds them among its arguments.
+    pub(crate) fn from_arguments(modules: &OsStr, listener: &OsStr) -> Self {
+        Self { modules: inherited(modules), listener: inherited(listener) }
+    }
+}
+
 /// The guest's server: this program again, with a name that systemd-shutdown spares (systemd, "Storage Daemons for the
 /// Root File System": argv[0] begins with `@`), in a session of its own.
-pub(crate) fn server(init: &str, modules: Option<&OwnedFd>) -> io::Result<Child> {
+pub(crate) fn server(init: &str, inheritance: &Inheritance) -> io::Result<Child> {
     let mut command = Command::new("/proc/self/exe");
     command
         .arg0("@banger-agent")
-        .arg("port")
+        .arg("guest")
         .arg(init)
+        .args(
+            inheritance.fds().map(|fd| fd.map_or("-".to_owned(), |fd| fd.as_raw_fd().to_string())),
+        )
         .stdin(Stdio::null())
         .env_clear()
         .env("PATH", DEFAULT_PATH);
-    if let Some(folder) = modules {
-        command.arg(folder.as_raw_fd().to_string());
-        rustix::io::fcntl_setfd(folder, FdFlags::empty())?;
+    for fd in inheritance.fds().into_iter().flatten() {
+        rustix::io::fcntl_setfd(fd, FdFlags::empty())?;
     }
     // SAFETY: setsid is one system call, and allocates nothing.
     unsafe { command.pre_exec(|| Ok(rustix::process::setsid().map(drop)?)) };
     let child = command.spawn();
-    if let Some(folder) = modules {
-        rustix::io::fcntl_setfd(folder, FdFlags::CLOEXEC)?;
+    for fd in inheritance.fds().into_iter().flatten() {
+        rustix::io::fcntl_setfd(fd, FdFlags::CLOEXEC)?;
     }
     child
 }
 
-/// The folder of modules as the server gets it: by number. From here on it is closed on exec.
-pub(crate) fn inherited(number: RawFd) -> Option<OwnedFd> {
-    if number <= 2 {
-        return None;
-    }
+/// A descriptor as the server gets it: by number. From here on it is closed on exec.
+fn inherited(argument: &OsStr) -> Option<OwnedFd> {
+    let number: RawFd = argument.to_str()?.parse().ok().filter(|&number| number > 2)?;
     // SAFETY: the number is an argument from `server` above, which opened it for this process and nothing else here uses.
-    let folder = unsafe { OwnedFd::from_raw_fd(number) };
-    rustix::io::fcntl_setfd(&folder, FdFlags::CLOEXEC).ok()?;
-    Some(folder)
+    let fd = unsafe { OwnedFd::from_raw_fd(number) };
+    rustix::io::fcntl_setfd(&fd, FdFlags::CLOEXEC).ok()?;
+    Some(fd)
 }
 
 /// Becomes that program. Returns only if it cannot be run.

@@ -22,3 +22,36 @@ pub struct BootPlan {
     /// A folder on the filesystem that the VMs' disks are on.
     pub filesystem: PathBuf,
 }
+
+/// GET /v1/bench/start: how a VM of the default sizes is started in a jail, for a program that does it without banger.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StartPlan {
+    /// What everything is named by; of no installation.
+    pub mark: String,
+    pub vmm: String,
+    pub bridge: String,
+    pub uid: u32,
+    pub memory_max_bytes: u64,
+    pub cpu_percent: u32,
+    pub pids_max: u32,
+    /// The folder that `image` and `files` are below.
+    pub state: PathBuf,
+    pub image: PathBuf,
+    pub disk_bytes: u64,
+    /// Size of the file of what is written.
+    pub cow_bytes: u64,
+    /// What the jail holds, by its name there.
+    pub files: Vec<(String, PathBuf)>,
+    pub jails: PathBuf,
+    pub firecracker: PathBuf,
+    pub jailer: PathBuf,
+    /// What Firecracker is told, the start included: PUT each.
+    pub requests: Vec<ApiRequest>,
+}
+
+/// A request of Firecracker's API.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ApiRequest {
+    pub path: String,
+    pub body: serde_json::Value,
+}

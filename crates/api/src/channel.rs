@@ -16,8 +16,7 @@
 //! A vsock connection remembers nobody, but begins in the same way: READY is how the daemon learns that the guest is.
 //! Over a unix socket each connection is an HTTP/1.1 connection of its own, and none of this is needed.
 
-/// The vsock port at which the agent listens for the host. The first that no program without privilege may take before
-/// it would be 1023; this one is ours by being taken before any other program runs.
+/// The vsock port at which the agent listens for the host. It takes it before any other program of the guest runs.
 pub const VSOCK_PORT: u32 = 1024;
 
 /// Name of the virtio-serial port that the agent looks for in `/sys/class/virtio-ports/*/name`.

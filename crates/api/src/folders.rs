@@ -1,17 +1,21 @@
 //! Where banger keeps its files. The CLI and the daemon must agree on it, so the rules have one home.
 //!
-//! Pure: decides paths from an environment lookup, and makes, opens and checks nothing.
+//! Decides paths from an environment lookup, the host's installation and a uid; makes, opens and checks nothing. Only
+//! [`Folders::here`] looks these up.
 //!
 //! ```text
-//!          BANGER_HOME=/x   else
-//! state    /x/state         $XDG_STATE_HOME/banger    or ~/.local/state/banger
-//! cache    /x/cache         $XDG_CACHE_HOME/banger    or ~/.cache/banger
-//! config   /x/config        $XDG_CONFIG_HOME/banger   or ~/.config/banger
-//! run      /x/run           $XDG_RUNTIME_DIR/banger   or <state>/run
+//!          BANGER_HOME=/x   else, for its owner    else
+//!                           and root, installed
+//! state    /x/state         /var/lib/banger/state  $XDG_STATE_HOME/banger    or ~/.local/state/banger
+//! cache    /x/cache         /var/lib/banger/cache  $XDG_CACHE_HOME/banger    or ~/.cache/banger
+//! config   /x/config        /etc/banger            $XDG_CONFIG_HOME/banger   or ~/.config/banger
+//! run      /x/run           /run/banger            $XDG_RUNTIME_DIR/banger   or <state>/run
 //! ```
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+
+use crate::install::{self, Install, InstallError};
 
 /// One installation's folders; all absolute.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,7 +30,7 @@ pub struct Folders {
 }
 
 /// Why the folders cannot be told.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum FoldersError {
     #[error("BANGER_HOME is {0:?}, which is not an absolute path")]
     RelativeHome(OsString),
@@ -34,17 +38,51 @@ pub enum FoldersError {
         "cannot tell where to keep the {kind} folder: neither {variable} nor HOME is an absolute path"
     )]
     NoHome { kind: &'static str, variable: &'static str },
+    #[error("cannot tell whether banger is installed here, and for whom")]
+    Installation(#[source] InstallError),
 }
 
 impl Folders {
-    /// Decides by `lookup`, which is `std::env::var_os` outside of tests. An empty variable counts as absent; so does
-    /// a relative XDG path (XDG Base Directory Specification 0.8: such paths are invalid and ignored).
+    /// Those of this process, and the installation if they are its folders.
+    ///
+    /// # Errors
+    /// When they cannot be told. An installation that cannot be gone by is an error and not ignored: the VMs of other
+    /// folders would be shown for those of the installation.
+    pub fn here() -> Result<(Self, Option<Install>), FoldersError> {
+        let lookup = |variable: &str| std::env::var_os(variable);
+        let elsewhere = given(lookup, BANGER_HOME).is_some();
+        let installed =
+            if elsewhere { None } else { install::read().map_err(FoldersError::Installation)? };
+        let folders =
+            Self::from_env(lookup, installed.as_ref(), rustix::process::getuid().as_raw())?;
+        let installed = installed.filter(|_| folders == Self::installed());
+        Ok((folders, installed))
+    }
+
+    /// Those of an installation.
+    #[must_use]
+    pub fn installed() -> Self {
+        Self {
+            state: install::STATE.into(),
+            cache: install::CACHE.into(),
+            run: install::RUN.into(),
+            config: install::CONFIG.into(),
+        }
+    }
+
+    /// Decides by `lookup`, which is `std::env::var_os` outside of tests, the host's installation and the caller's uid. An
+    /// empty variable counts as absent; so does a relative XDG path (XDG Base Directory Specification 0.8: such paths are
+    /// invalid and ignored).
     ///
     /// # Errors
     /// When `BANGER_HOME` is relative, or there is nothing to go by.
-    pub fn from_env(lookup: impl Fn(&str) -> Option<OsString>) -> Result<Self, FoldersError> {
-        let given = |variable: &str| lookup(variable).filter(|value| !value.is_empty());
-        if let Some(home) = given("BANGER_HOME") {
+    pub fn from_env(
+        lookup: impl Fn(&str) -> Option<OsString>,
+        installed: Option<&Install>,
+        uid: u32,
+    ) -> Result<Self, FoldersError> {
+        let given = |variable: &str| given(&lookup, variable);
+        if let Some(home) = given(BANGER_HOME) {
             let root = PathBuf::from(&home);
             if !root.is_absolute() {
                 return Err(FoldersError::RelativeHome(home));
@@ -55,6 +93,9 @@ impl Folders {
                 run: root.join("run"),
                 config: root.join("config"),
             });
+        }
+        if installed.is_some_and(|install| uid == 0 || uid == install.owner_uid) {
+            return Ok(Self::installed());
         }
         let absolute =
             |variable: &str| given(variable).map(PathBuf::from).filter(|path| path.is_absolute());
@@ -85,14 +126,46 @@ impl Folders {
     }
 }
 
+const BANGER_HOME: &str = "BANGER_HOME";
+
+fn given(lookup: impl Fn(&str) -> Option<OsString>, variable: &str) -> Option<OsString> {
+    lookup(variable).filter(|value| !value.is_empty())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn folders(env: &[(&str, &str)]) -> Result<Folders, FoldersError> {
-        Folders::from_env(|name| {
+        with_installation(env, None, 1000)
+    }
+
+    fn with_installation(
+        env: &[(&str, &str)],
+        installed: Option<&Install>,
+        uid: u32,
+    ) -> Result<Folders, FoldersError> {
+        let lookup = |name: &str| {
             env.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value))
-        })
+        };
+        Folders::from_env(lookup, installed, uid)
+    }
+
+    #[test]
+    fn an_installation_is_its_owners_and_roots_and_nobody_elses() {
+        let alices = install::example();
+        let home = [("HOME", "/home/me"), ("XDG_STATE_HOME", "/s")];
+        let found = |uid| with_installation(&home, Some(&alices), uid).unwrap();
+        assert_eq!(found(alices.owner_uid), Folders::installed());
+        assert_eq!(found(0), Folders::installed());
+        assert_eq!(found(alices.owner_uid + 1).state, PathBuf::from("/s/banger"));
+        assert_eq!(Folders::installed().socket(), PathBuf::from("/run/banger/banger.sock"));
+    }
+
+    #[test]
+    fn banger_home_wins_over_an_installation() {
+        let found = with_installation(&[("BANGER_HOME", "/x")], Some(&install::example()), 1000);
+        assert_eq!(found.unwrap().state, PathBuf::from("/x/state"));
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod exec;
 pub mod folders;
 pub mod ids;
 pub mod image;
+pub mod install;
 pub mod operation;
 pub mod problem;
 pub mod size;

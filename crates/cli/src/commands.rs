@@ -7,6 +7,7 @@ mod doctor;
 mod duration;
 mod image;
 mod kernel;
+mod system;
 mod targets;
 mod vm;
 
@@ -42,6 +43,9 @@ pub(crate) enum Noun {
     /// The daemon that works for you in the background
     #[command(subcommand)]
     Daemon(daemon::Verb),
+    /// The daemon as a service of this host, with root's helper and jailed VMs
+    #[command(subcommand)]
+    System(system::Verb),
     Doctor(doctor::Args),
     /// Measure this host, against the VMM alone
     #[command(subcommand)]
@@ -56,6 +60,7 @@ impl Noun {
             Noun::Image(verb) => verb.run(context).await,
             Noun::Kernel(verb) => verb.run(context).await,
             Noun::Daemon(verb) => verb.run(context).await,
+            Noun::System(verb) => verb.run(context).await,
             Noun::Bench(verb) => verb.run(context).await,
             Noun::Doctor(args) => doctor::run(args, context).await,
             Noun::Completion(args) => completion::run(args),

@@ -78,8 +78,8 @@ impl Context {
 
 /// Where this installation keeps its files.
 pub(crate) fn folders() -> Result<Folders, Problem> {
-    Folders::from_env(|name| std::env::var_os(name))
-        .map_err(|error| Problem::from_error(Code::Invalid, &error))
+    let here = Folders::here().map(|(folders, _)| folders);
+    here.map_err(|error| Problem::from_error(Code::Invalid, &error))
 }
 
 /// One thread: a command waits far more than it works, and starts faster without a pool.

@@ -26,9 +26,13 @@ use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
 
 use crate::programs;
+use crate::system::waiting::{self, Came};
 
 /// How long a daemon may take to listen: it adopts running VMs before.
 const START_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long a daemon that systemd restarts may take.
+const RESTART_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Where the daemon finds the pipe's end.
 const READY_FD: i32 = 3;
@@ -37,7 +41,24 @@ const READY_FD: i32 = 3;
 pub(crate) async fn connect_or_start(folders: &Folders) -> Result<Client, Problem> {
     match running(folders).await? {
         Some(client) => Ok(client),
+        None if *folders == Folders::installed() => restarted(folders).await,
         None => start(folders).await,
+    }
+}
+
+/// The daemon of an installation is systemd's to start. It may just be restarting.
+async fn restarted(folders: &Folders) -> Result<Client, Problem> {
+    let socket = folders.socket();
+    let waited = tokio::task::spawn_blocking({
+        let socket = socket.clone();
+        move || waiting::for_socket(&socket, None, RESTART_DEADLINE)
+    });
+    match waited.await {
+        Ok(Ok(Came::Listening)) => Ok(Client::new(socket)),
+        // No folder for its socket: it has not run since the boot.
+        _ => Err(Problem::new(Code::Daemon, "the daemon of this host's installation does not run")
+            .because(format!("nobody listens at {}", socket.display()))
+            .remedy("`sudo systemctl start bangerd`; `systemctl status bangerd` says why it does not run")),
     }
 }
 
@@ -116,17 +137,12 @@ async fn turn_to_start(log: File) -> io::Result<File> {
     mine.await.map_err(io::Error::other)?
 }
 
-/// `bangerd` beside our own program, else in `PATH`.
+/// `bangerd` beside our own program or where its package has it, else in `PATH`.
 fn program() -> Result<PathBuf, Problem> {
-    let beside = std::env::current_exe().ok().and_then(|own| Some(own.parent()?.join("bangerd")));
+    let ours = programs::folders_of_ours().into_iter().flatten();
     let path = std::env::var_os("PATH").unwrap_or_default();
-    beside
-        .into_iter()
-        .chain(
-            std::env::split_paths(&path)
-                .filter(|folder| folder.is_absolute())
-                .map(|folder| folder.join("bangerd")),
-        )
+    ours.chain(std::env::split_paths(&path).filter(|folder| folder.is_absolute()))
+        .map(|folder| folder.join("bangerd"))
         .find(|candidate| candidate.is_file())
         .ok_or_else(|| {
             Problem::new(

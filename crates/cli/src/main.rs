@@ -23,6 +23,7 @@ mod programs;
 mod progress;
 mod render;
 mod signals;
+mod system;
 mod table;
 mod terminal;
 

@@ -359,6 +359,7 @@ Commands:
   image       Root filesystems that VMs boot from
   kernel      Kernels that VMs boot
   daemon      The daemon that works for you in the background
+  system      The daemon as a service of this host, with root's helper and jailed VMs
   doctor      Look whether this host is fit for VMs, and say what to do where it is not
   bench       Measure this host, against the VMM alone
   completion  Print a script that makes a shell complete banger's words, and live names of VMs

@@ -15,7 +15,7 @@ use banger_vmm::firecracker::Version;
 use jiff::Timestamp;
 use tokio::sync::{OnceCell, Semaphore, watch};
 
-use crate::config::Config;
+use crate::config::{Config, UidRange};
 use crate::host_facts::{self, HostFacts};
 use crate::making::Making;
 use crate::operations::Operations;
@@ -29,6 +29,8 @@ pub struct Hands {
     pub privileged: bool,
     /// Firecracker's programs as it takes them.
     pub programs: Programs,
+    /// The users that its jailed VMMs may run as.
+    pub uids: UidRange,
 }
 
 impl fmt::Debug for Hands {
@@ -52,6 +54,8 @@ pub struct Daemon {
     pub making: Making,
     /// Whether claims that need root can be made: by this process, or through root's helper.
     pub privileged: bool,
+    /// The users that jailed VMMs run as.
+    pub uids: UidRange,
     /// Where Firecracker's programs are, if they are.
     pub programs: Programs,
     /// Which Firecracker that is, or why it cannot be used.
@@ -80,10 +84,11 @@ impl Daemon {
         places: Places,
         agent: PathBuf,
     ) -> Self {
-        let Hands { host, privileged, programs } = hands;
+        let Hands { host, privileged, programs, uids } = hands;
         Self {
             firecracker: vmms::version(&programs),
             privileged,
+            uids,
             programs,
             operations: Operations::new(Arc::clone(&store)),
             boots: Semaphore::new(config.boots_at_once),

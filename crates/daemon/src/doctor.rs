@@ -4,9 +4,12 @@ use std::sync::Arc;
 
 use banger_api::daemon::{Finding, Report, Verdict};
 use banger_api::{Code, Problem, Size};
-use banger_host::{command, space};
+use banger_host::{command, root, space};
+use banger_storage::Driver;
+use banger_vmm::firecracker::Support;
 use banger_vmm::qemu;
 
+use crate::config::VmmChoice;
 use crate::daemon::Daemon;
 use crate::operations::Operation;
 use crate::problems;
@@ -19,13 +22,27 @@ impl Daemon {
     /// When the host cannot be looked at at all.
     pub async fn doctor(self: &Arc<Self>) -> Result<Report, Problem> {
         let facts = self.facts().await.clone();
-        let vmm = self.vmm().await.map_or_else(|p| p.to_string(), |vmm| vmm.name());
+        let vmm = self.vmm().await;
+        let name = vmm.as_ref().map_or_else(ToString::to_string, |vmm| vmm.name());
+        let firecracker = vmm.is_ok_and(|vmm| vmm.api().is_some());
+        let images = self.store.images().map_err(problems::store)?;
+        let image = images.first().map_or_else(
+            // Any file of the state tells whether its filesystem shares blocks.
+            || self.folders.state.join("banger.db"),
+            |image| self.image_path(&image.digest),
+        );
+        let driver = self.driver_for_new(&self.state_file(&image)?).await;
         self.blocking(move |daemon| {
-            let mut findings = vec![daemon.architecture(), kvm(&facts.kvm, &vmm)];
-            findings.push(qemu_there());
+            let mut findings = vec![daemon.architecture(), kvm(&facts.kvm, &name)];
+            findings.push(daemon.firecracker_there());
+            findings.push(daemon.jailer_there(firecracker));
+            if firecracker && daemon.jails() {
+                findings.extend(abilities());
+            }
+            findings.push(qemu_there(daemon.config.vmm == VmmChoice::Firecracker || firecracker));
             findings.extend(PROGRAMS.iter().map(program_there));
             findings.push(daemon.agent_there());
-            findings.push(daemon.storage());
+            findings.push(daemon.storage(&driver));
             findings.push(daemon.space());
             findings.push(daemon.default_image());
             findings.push(daemon.default_kernel());
@@ -62,6 +79,59 @@ impl Daemon {
         }
     }
 
+    fn firecracker_there(&self) -> Finding {
+        let path = self.programs.firecracker.display();
+        match &self.firecracker {
+            Ok(version) => {
+                let format = match version.snapshot_format() {
+                    Some(format) => format!("snapshots of format {format}"),
+                    None => "snapshots of a format unknown here".to_owned(),
+                };
+                let text = format!("{version} at {path}, {format}");
+                match version.support() {
+                    Support::Supported | Support::TooOld => pass("firecracker", text),
+                    Support::Untested => warn(
+                        "firecracker",
+                        format!("{text}: newer than what this banger is tested with"),
+                        FIRECRACKER_REMEDY,
+                    ),
+                }
+            }
+            Err(why) if self.config.vmm == VmmChoice::Firecracker => {
+                fail("firecracker", why.clone(), FIRECRACKER_REMEDY)
+            }
+            Err(why) => warn("firecracker", format!("{why}; VMs run on QEMU"), FIRECRACKER_REMEDY),
+        }
+    }
+
+    /// Whether VMMs are jailed. `firecracker`: whether VMs run on it.
+    fn jailer_there(&self, firecracker: bool) -> Finding {
+        let path = &self.programs.jailer;
+        if !firecracker {
+            return pass("jailer", "not needed: QEMU runs with the rights of its user");
+        }
+        if !self.config.jailer {
+            let text =
+                "jailer = false: Firecracker runs with the rights of its user, for debugging";
+            return warn("jailer", text.into(), "remove `jailer = false` from config.toml");
+        }
+        if !self.privileged {
+            let text = "Firecracker runs with the rights of its user: only root can make jails";
+            return warn("jailer", text.into(), "`sudo banger system install --owner USER`");
+        }
+        let trusted = [path, &self.programs.firecracker]
+            .into_iter()
+            .try_for_each(|program| root::trusted_program(program));
+        match trusted {
+            Ok(()) => pass("jailer", path.display().to_string()),
+            Err(error) => fail(
+                "jailer",
+                Problem::from_error(Code::Missing, &error).to_string(),
+                "make it root's, and writable by nobody else, as all folders on the way to it",
+            ),
+        }
+    }
+
     fn agent_there(&self) -> Finding {
         if self.agent.is_file() {
             return pass("agent", self.agent.display().to_string());
@@ -73,26 +143,21 @@ impl Daemon {
         )
     }
 
-    fn storage(&self) -> Finding {
-        let image = self.store.images().ok().and_then(|images| images.into_iter().next());
-        let Some(image) = image else {
-            return pass(
+    fn storage(&self, driver: &Result<&'static dyn Driver, Problem>) -> Finding {
+        let state = self.folders.state.display();
+        match driver {
+            Ok(driver) if driver.name() == "reflink" => {
+                pass("storage", format!("reflink: {state} shares blocks between files"))
+            }
+            Ok(driver) if driver.name() == "dm-snapshot" => pass(
                 "storage",
-                "decided when there is an image: reflink where the state's filesystem has it, else overlay",
-            );
-        };
-        let path = self.image_path(&image.digest);
-        if banger_host::reflink_works(&path, &self.places.vms) {
-            pass(
-                "storage",
-                format!("reflink: {} shares blocks between files", self.folders.state.display()),
-            )
-        } else {
-            let why = "cannot share blocks between files (xfs and btrfs can)";
-            pass(
-                "storage",
-                format!("overlay: the filesystem of {} {why}", self.folders.state.display()),
-            )
+                "dm-snapshot: what a VM writes is kept beside its image by the kernel",
+            ),
+            Ok(driver) => {
+                let why = "cannot share blocks between files (xfs and btrfs can)";
+                pass("storage", format!("{}: the filesystem of {state} {why}", driver.name()))
+            }
+            Err(problem) => fail("storage", problem.to_string(), "see the other findings"),
         }
     }
 
@@ -255,9 +320,37 @@ fn program_there(program: &Program) -> Finding {
     }
 }
 
-fn qemu_there() -> Finding {
+const FIRECRACKER_REMEDY: &str = "install Firecracker 1.12 to 1.16 and its jailer in /usr/local/bin, or name them by \
+                                  firecracker_path and jailer_path in config.toml";
+
+/// What the kernel must have for jailed VMs.
+fn abilities() -> Vec<Finding> {
+    let abilities = root::abilities();
+    let checks = [
+        ("loop", abilities.loop_devices, "modprobe loop"),
+        ("taps", abilities.taps, "modprobe tun"),
+        ("cgroup", abilities.cgroup, "boot with systemd.unified_cgroup_hierarchy=1"),
+    ];
+    let needed = checks.into_iter().map(|(check, able, remedy)| match able {
+        Ok(()) => pass(check, "there"),
+        Err(why) => fail(check, why, remedy),
+    });
+    let dm = match abilities.dm_snapshot {
+        Ok(()) => pass("dm-snapshot", "there"),
+        Err(why) => warn(
+            "dm-snapshot",
+            format!("{why}; disks are laid over images in the guest instead"),
+            "modprobe dm-snapshot",
+        ),
+    };
+    needed.chain([dm]).collect()
+}
+
+/// `spare`: whether VMs run without it.
+fn qemu_there(spare: bool) -> Finding {
     match command::run(qemu::PROGRAM, &["--version"]) {
         Ok(said) => pass("qemu", said.lines().next().unwrap_or_default()),
+        Err(_) if spare => pass("qemu", "not there, and not needed: VMs run on Firecracker"),
         Err(error) => fail(
             "qemu",
             Problem::from_error(Code::Missing, &error).to_string(),

@@ -10,10 +10,14 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use banger_api::folders::Folders;
+use banger_api::install::{self, Install};
 use banger_api::{Code, Problem};
-use banger_host::{LocalHost, kvm_probe, log_writer, ready_fd};
-use bangerd::serve;
+use banger_host::root::{Firecracker, Root, RootPlaces};
+use banger_host::{HelperHost, LocalHost, Places, kvm_probe, log_writer, ready_fd};
+use bangerd::config::{Config, UidRange};
+use bangerd::daemon::Hands;
 use bangerd::startup::{self, Started, Startup};
+use bangerd::{serve, vmms};
 use rustix::fs::Mode;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -66,9 +70,14 @@ fn daemon() -> ExitCode {
 
 /// Everything up to the socket.
 fn prepare() -> Result<Startup, Problem> {
-    let folders = Folders::from_env(|name| std::env::var_os(name)).map_err(|e| {
+    let (folders, installed) = Folders::here().map_err(|e| {
         Problem::from_error(Code::Invalid, &e).remedy("set HOME or BANGER_HOME to an absolute path")
     })?;
+    let is_root = rustix::process::geteuid().is_root();
+    if is_root && installed.is_some() {
+        let message = "the daemon of an installation is its owner's, never root's";
+        return Err(Problem::new(Code::Invalid, message).remedy("systemctl start bangerd"));
+    }
     let own = std::env::current_exe().map_err(|e| {
         Problem::new(Code::Internal, "cannot tell where bangerd itself is").cause(&e)
     })?;
@@ -76,9 +85,54 @@ fn prepare() -> Result<Startup, Problem> {
         Some(path) => PathBuf::from(path),
         None => own.with_file_name("guest").join("banger-agent"),
     };
-    startup::start(folders, agent, |places| {
-        Arc::new(LocalHost::new(places.clone(), (own, vec![WRITE_LOG.to_owned()])))
+    let jails = installed.as_ref().map(|_| PathBuf::from(install::JAILS));
+    startup::start(folders, agent, jails, |places, config| {
+        let log_writer = (own, vec![WRITE_LOG.to_owned()]);
+        match installed {
+            Some(install) => through_the_helper(places, log_writer, install),
+            None => by_itself(places, log_writer, config, is_root),
+        }
     })
+}
+
+/// An installation's daemon: what needs root is asked of the helper.
+fn through_the_helper(
+    places: &Places,
+    log_writer: (PathBuf, Vec<String>),
+    install: Install,
+) -> Hands {
+    let local = LocalHost::new(places.clone(), log_writer, None);
+    Hands {
+        host: Arc::new(HelperHost::new(local, install::HELPER_SOCKET.into())),
+        privileged: true,
+        programs: Firecracker { firecracker: install.firecracker, jailer: install.jailer },
+        uids: UidRange { first: install.uid_base, count: install.uid_count },
+    }
+}
+
+/// Anybody's daemon: what needs root is made if this process is root, and not used else.
+fn by_itself(
+    places: &Places,
+    log_writer: (PathBuf, Vec<String>),
+    config: &Config,
+    is_root: bool,
+) -> Hands {
+    let programs = vmms::programs(config);
+    let root = is_root.then(|| {
+        Root::new(RootPlaces {
+            installation: places.installation.clone(),
+            owner: 0,
+            state: places.state.clone(),
+            jails: places.jails.clone(),
+            firecracker: programs.clone(),
+        })
+    });
+    Hands {
+        host: Arc::new(LocalHost::new(places.clone(), log_writer, root)),
+        privileged: is_root,
+        programs,
+        uids: config.uids,
+    }
 }
 
 async fn run(started: Started, ready: &mut Ready) -> ExitCode {

@@ -53,12 +53,8 @@ pub fn start(
     let Some(lock) = lock else { return Ok(Startup::AlreadyRunning) };
     let config = config::read(&folders.config.join("config.toml"), HostSize::here())?;
     let store = open_store(&folders.state)?;
-    let mut places = Places::new(
-        store.installation().clone(),
-        &folders.state,
-        &folders.cache,
-        &folders.run,
-    );
+    let mut places =
+        Places::new(store.installation().clone(), &folders.state, &folders.cache, &folders.run);
     places.jails = jails.unwrap_or(places.jails);
     for folder in [&places.vms, &places.runs, &places.templates] {
         private_folder(folder)?;

@@ -55,11 +55,14 @@ impl Daemon {
         let qemu = || Arc::new(Qemu { accelerator: facts.accelerator() });
         let kvm = facts.kvm.clone().map_err(|why| format!("KVM runs no guest here: {why}"));
         let firecracker = kvm.and_then(|()| {
-            Ok(Arc::new(Firecracker {
-                version: self.firecracker.clone()?,
-                jailed: self.jails(),
-                program: self.programs.firecracker.clone(),
-            }))
+            let version = self.firecracker.clone()?;
+            if self.jails() {
+                return Ok(Arc::new(Firecracker::jailed(version)));
+            }
+            let (program, runs) = (self.programs.firecracker.clone(), self.places.runs.clone());
+            Firecracker::bare(version, program, runs)
+                .map(Arc::new)
+                .map_err(|error| Problem::from_error(Code::Invalid, &error).to_string())
         });
         match (self.config.vmm, firecracker) {
             (VmmChoice::Auto | VmmChoice::Firecracker, Ok(firecracker)) => Ok(firecracker),

@@ -1,30 +1,68 @@
 //! What the ledger promises, at every claim of a real plan: whatever fails or dies, and wherever, nothing is left. On a
-//! host in memory, and on this machine with its folders, disks and processes; the VMM is a program that waits.
+//! host in memory; on this machine with its folders, disks and processes, where QEMU is a program that waits; on this
+//! machine as root with a real Firecracker in its jailer; and in the test host, which has all that a plan may hold.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use banger_api::vm::State;
 use banger_api::{ImageName, KernelName, Size, VmId, VmName};
-use banger_host::{Claim, Held, Host, HostError, LocalHost, Mark, Places, Watched};
-use banger_storage::Overlay;
+use banger_host::root::{self, RootPlaces};
+use banger_host::{
+    Cgroup, Claim, Held, Host, HostError, LocalHost, Mark, Places, Root, StateFile, VmSocket,
+    Watched,
+};
+use banger_storage::{DmSnapshot, Driver, Overlay};
 use banger_store::{Store, VmRecord};
 use banger_testing::{Call, Fault, Faulty, MemoryHost};
-use banger_vmm::Qemu;
+use banger_vmm::firecracker::Version;
 use banger_vmm::qemu::Accelerator;
+use banger_vmm::{Firecracker, Qemu, Vmm};
+use bangerd::config::UidRange;
 use bangerd::ledger::{self, Scope};
 use bangerd::vms::plan::{self, Boot};
 use jiff::Timestamp;
+use rustix::process::Signal;
+use rustix::thread::UnshareFlags;
 
-/// On what ground a test stands.
-#[derive(Debug, Clone, Copy)]
+/// On what ground a test stands, and with which plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ground {
+    /// In memory, QEMU's plan.
     Memory,
+    /// In memory, jailed Firecracker's plan with every kind of claim.
+    MemoryJailed,
+    /// This machine: folders, a disk, a process.
     Machine,
+    /// This machine as root: loop devices, tap and bridge, a cgroup without limits, a jail, Firecracker in it.
+    Jailed,
+    /// A machine with cgroup v2 and device-mapper: all of it.
+    Host,
 }
 
-const GROUNDS: [Ground; 2] = [Ground::Memory, Ground::Machine];
+/// Where every machine can be.
+const GROUNDS: [Ground; 4] =
+    [Ground::Memory, Ground::MemoryJailed, Ground::Machine, Ground::Jailed];
+
+impl Ground {
+    fn is_memory(self) -> bool {
+        matches!(self, Ground::Memory | Ground::MemoryJailed)
+    }
+
+    fn is_jailed(self) -> bool {
+        !matches!(self, Ground::Memory | Ground::Machine)
+    }
+
+    fn driver(self) -> &'static dyn Driver {
+        match self {
+            Ground::MemoryJailed | Ground::Host => &DmSnapshot,
+            _ => &Overlay,
+        }
+    }
+}
 
 /// A host of either ground.
 struct Either(Box<dyn Host>);
@@ -45,6 +83,14 @@ impl Host for Either {
     fn watch(&self, mark: &Mark) -> Result<Option<Watched>, HostError> {
         self.0.watch(mark)
     }
+
+    fn signal(&self, mark: &Mark, signal: Signal) -> Result<(), HostError> {
+        self.0.signal(mark, signal)
+    }
+
+    fn connect(&self, mark: &Mark, socket: &VmSocket) -> Result<UnixStream, HostError> {
+        self.0.connect(mark, socket)
+    }
 }
 
 /// A VM that is recorded, with its plan, on a host; and the folder of its database.
@@ -59,33 +105,51 @@ struct World {
 
 impl World {
     fn new(ground: Ground) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = tempfile::tempdir_in(scratch()).unwrap();
         let store = Arc::new(Store::open(&folder.path().join("banger.db"), None).unwrap());
         let vm = vm();
         let mark = Mark::new(store.installation().clone(), vm.id.clone());
-        let places = Places {
-            installation: store.installation().clone(),
-            vms: folder.path().join("vms"),
-            runs: folder.path().join("runs"),
-            templates: folder.path().join("templates"),
-        };
+        let state = folder.path().join("state");
+        let places = Places::new(store.installation().clone(), &state, &state, folder.path());
         for made in [&places.vms, &places.runs, &places.templates] {
-            std::fs::create_dir(made).unwrap();
+            std::fs::create_dir_all(made).unwrap();
         }
+        let file = |name: &str| StateFile::parse(name).unwrap();
         let boot = Boot {
-            image: "/i.ext4".into(),
-            kernel: "/vmlinux".into(),
-            initramfs: "/i.cpio".into(),
+            image: file("images/i.ext4"),
+            kernel: file("kernels/k/vmlinux"),
+            initramfs: file("initramfs/i.cpio"),
         };
-        let vmm = Qemu { accelerator: Accelerator::Tcg { tsc_khz: 2_000_000 } };
-        let record = plan::record_claims(&vm, &mark, &Overlay, Path::new("/i.ext4"));
-        let run = plan::run_claims(&vm, &mark, &Overlay, &boot, &places, &vmm);
-        let run = run.into_iter().map(with_a_program_that_waits).collect();
+        for made in [&boot.image, &boot.kernel, &boot.initramfs] {
+            let path = made.below(&state);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, vec![0; 1 << 20]).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o444)).unwrap();
+        }
+        let (driver, uids) = (ground.driver(), UidRange::default());
+        let record = plan::record_claims(&vm, &mark, driver, &boot.image, &places);
+        let uids = ground.is_jailed().then_some(uids);
+        let machine = plan::machine(&vm, &mark, driver, &boot, &places, uids);
+        let vmm: Box<dyn Vmm> = if ground.is_jailed() {
+            Box::new(Firecracker::jailed(Version::parse("Firecracker v1.12.1").unwrap()))
+        } else {
+            Box::new(Qemu { accelerator: Accelerator::Tcg { tsc_khz: 2_000_000 } })
+        };
+        let run = vmm.claims(&machine).into_iter().map(|claim| as_can_be(claim, ground)).collect();
         store.insert_vm(&vm, &record).unwrap();
         let log_writer = (env!("CARGO_BIN_EXE_bangerd").into(), vec!["write-log".to_owned()]);
+        let root = ground.is_jailed().then(|| {
+            Root::new(RootPlaces {
+                installation: places.installation.clone(),
+                owner: 0,
+                state: places.state.clone(),
+                jails: places.jails.clone(),
+                firecracker: programs(),
+            })
+        });
         let host: Box<dyn Host> = match ground {
-            Ground::Memory => Box::new(MemoryHost::default()),
-            Ground::Machine => Box::new(LocalHost::new(places, log_writer)),
+            Ground::Memory | Ground::MemoryJailed => Box::new(MemoryHost::default()),
+            _ => Box::new(LocalHost::new(places, log_writer, root)),
         };
         Self { folder, store, host: Faulty::new(Either(host)), vm, run, record }
     }
@@ -131,14 +195,52 @@ impl World {
     }
 }
 
-fn with_a_program_that_waits(claim: Claim) -> Claim {
-    match claim {
-        Claim::Vmm(vmm) => Claim::Vmm(banger_host::Vmm {
+/// On a filesystem with device nodes, and with short paths.
+fn scratch() -> &'static Path {
+    Path::new("/var/tmp")
+}
+
+/// Firecracker's programs, in folders that only root can write to.
+fn programs() -> root::Firecracker {
+    let folder = std::env::var("BANGER_FIRECRACKER_DIR").map_or_else(
+        |_| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/firecracker"),
+        PathBuf::from,
+    );
+    let folder = folder.canonicalize().expect("`cargo xtask test` fetches Firecracker");
+    root::Firecracker { firecracker: folder.join("firecracker"), jailer: folder.join("jailer") }
+}
+
+/// QEMU is a program that waits. Limits need controllers, which not every machine's cgroup v2 has.
+fn as_can_be(claim: Claim, ground: Ground) -> Claim {
+    match (claim, ground) {
+        (Claim::Vmm(vmm), _) => Claim::Vmm(banger_host::Vmm {
             program: "sleep".into(),
             args: vec!["1000".into()],
             ..vmm
         }),
-        other => other,
+        (Claim::Cgroup(cgroup), Ground::Jailed) => Claim::Cgroup(Cgroup {
+            memory_max_bytes: None,
+            cpu_percent: None,
+            pids_max: None,
+            ..cgroup
+        }),
+        (claim, _) => claim,
+    }
+}
+
+/// Taps and bridges of this test are in a network namespace of its own thread.
+fn in_own_network(test: impl FnOnce() + Send + 'static) {
+    let thread = std::thread::spawn(|| {
+        #[expect(
+            unsafe_code,
+            reason = "unsharing what threads share is unsafe: this thread's network namespace only"
+        )]
+        // SAFETY: NEWNET concerns no memory and no file descriptors (unshare(2)).
+        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.unwrap();
+        test();
+    });
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
     }
 }
 
@@ -162,18 +264,20 @@ fn vm() -> VmRecord {
         boot_id: None,
         vmm: None,
         problem: None,
+        slot: 0,
     }
 }
 
-/// Every claim of the plan, by its place in it, on every ground.
-fn every_claim() -> impl Iterator<Item = (usize, Ground)> {
-    let claims = World::new(Ground::Memory).claims().len();
-    GROUNDS.into_iter().flat_map(move |ground| (0..claims).map(move |k| (k, ground)))
+/// Every claim of the ground's plan, by its place in it.
+fn every_claim(grounds: &[Ground]) -> impl Iterator<Item = (usize, Ground)> {
+    grounds.iter().flat_map(|ground| {
+        let claims = World::new(*ground).claims().len();
+        (0..claims).map(move |k| (k, *ground))
+    })
 }
 
-#[test]
-fn a_start_that_fails_at_any_claim_leaves_nothing_that_runs() {
-    for (k, ground) in every_claim() {
+fn a_start_that_fails_at_any_claim_leaves_nothing_that_runs(grounds: &[Ground]) {
+    for (k, ground) in every_claim(grounds) {
         for fault in [Fault::Refuse, Fault::HalfDone] {
             let world = World::new(ground);
             world.host.fail_at(Call::Acquire, k, fault);
@@ -189,9 +293,8 @@ fn a_start_that_fails_at_any_claim_leaves_nothing_that_runs() {
     }
 }
 
-#[test]
-fn a_crash_at_any_claim_of_a_start_is_cleaned_by_stop_and_delete() {
-    for (k, ground) in every_claim() {
+fn a_crash_at_any_claim_of_a_start_is_cleaned_by_stop_and_delete(grounds: &[Ground]) {
+    for (k, ground) in every_claim(grounds) {
         for fault in [Fault::DieBefore, Fault::DieAfter] {
             let mut world = World::new(ground);
             world.host.fail_at(Call::Acquire, k, fault);
@@ -205,9 +308,8 @@ fn a_crash_at_any_claim_of_a_start_is_cleaned_by_stop_and_delete() {
     }
 }
 
-#[test]
-fn a_crash_at_any_release_is_finished_by_the_next_one() {
-    for (k, ground) in every_claim() {
+fn a_crash_at_any_release_is_finished_by_the_next_one(grounds: &[Ground]) {
+    for (k, ground) in every_claim(grounds) {
         for fault in [Fault::DieBefore, Fault::DieAfter] {
             let mut world = World::new(ground);
             assert!(world.start());
@@ -220,19 +322,23 @@ fn a_crash_at_any_release_is_finished_by_the_next_one() {
     }
 }
 
-#[test]
-fn one_failing_release_does_not_stop_the_rest_and_is_kept_with_its_cause() {
-    for (k, ground) in every_claim() {
+fn one_failing_release_does_not_stop_the_rest_and_is_kept_with_its_cause(grounds: &[Ground]) {
+    for (k, ground) in every_claim(grounds) {
         let world = World::new(ground);
         assert!(world.start());
         world.host.fail_at(Call::Release, k, Fault::Refuse);
         assert!(!world.release(Scope::All, State::Deleting));
         let backwards: Vec<Claim> = world.claims().into_iter().rev().collect();
         let kept = backwards[k].held();
-        match (ground, &kept) {
-            // The folder that holds it could be removed, and the disk with it; the ledger does not know that.
-            (Ground::Machine, Held::Disk { .. }) => assert_eq!(world.held(), []),
-            _ => assert_eq!(world.held(), [kept], "release {k}, {ground:?}"),
+        match &kept {
+            // Gone with what held it: the disk with its folder, the process with its cgroup, the bridge with its last port.
+            // The ledger does not know that.
+            Held::Disk { .. } | Held::JailedVmm { .. } | Held::Bridge { .. }
+                if !ground.is_memory() =>
+            {
+                assert_eq!(world.held(), []);
+            }
+            _ => assert!(world.held().contains(&kept), "release {k}, {ground:?}"),
         }
         assert!(world.ledger_is(&backwards[k..=k]));
         assert_eq!(world.state(), State::Error);
@@ -243,9 +349,8 @@ fn one_failing_release_does_not_stop_the_rest_and_is_kept_with_its_cause() {
     }
 }
 
-#[test]
-fn acquire_and_release_can_be_repeated() {
-    for ground in GROUNDS {
+fn acquire_and_release_can_be_repeated(grounds: &[Ground]) {
+    for &ground in grounds {
         let world = World::new(ground);
         assert!(world.start());
         ledger::acquire(&world.host, &world.claims()).unwrap();
@@ -258,9 +363,8 @@ fn acquire_and_release_can_be_repeated() {
     }
 }
 
-#[test]
-fn what_was_made_last_is_released_first() {
-    for ground in GROUNDS {
+fn what_was_made_last_is_released_first(grounds: &[Ground]) {
+    for &ground in grounds {
         let world = World::new(ground);
         assert!(world.start());
         assert!(world.release(Scope::All, State::Deleting));
@@ -278,9 +382,8 @@ fn what_was_made_last_is_released_first() {
     }
 }
 
-#[test]
-fn stop_keeps_the_disk() {
-    for ground in GROUNDS {
+fn stop_keeps_the_disk(grounds: &[Ground]) {
+    for &ground in grounds {
         let world = World::new(ground);
         assert!(world.start());
         assert!(world.release(Scope::Run, State::Stopped));
@@ -299,4 +402,34 @@ fn what_nobody_recorded_is_seen_and_is_not_released_by_the_way() {
     world.host.acquire(&stray).unwrap();
     assert!(world.release(Scope::All, State::Deleting));
     assert_eq!(world.host.list().unwrap(), [stray.held()]);
+}
+
+/// Each as a test where every machine can be, and as one that needs the test host.
+macro_rules! on_every_ground {
+    ($($test:ident)*) => {
+        mod everywhere {
+            $(#[test]
+            fn $test() {
+                super::in_own_network(|| super::$test(&super::GROUNDS));
+            })*
+        }
+
+        mod in_the_test_host {
+            $(#[test]
+            #[ignore = "needs the test host"]
+            fn $test() {
+                super::in_own_network(|| super::$test(&[super::Ground::Host]));
+            })*
+        }
+    };
+}
+
+on_every_ground! {
+    a_start_that_fails_at_any_claim_leaves_nothing_that_runs
+    a_crash_at_any_claim_of_a_start_is_cleaned_by_stop_and_delete
+    a_crash_at_any_release_is_finished_by_the_next_one
+    one_failing_release_does_not_stop_the_rest_and_is_kept_with_its_cause
+    acquire_and_release_can_be_repeated
+    what_was_made_last_is_released_first
+    stop_keeps_the_disk
 }

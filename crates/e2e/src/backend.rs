@@ -57,14 +57,19 @@ impl Backend {
     pub(crate) fn config(self) -> String {
         match self {
             Backend::Qemu => "vmm = \"qemu\"\n".to_owned(),
-            // An emulated KVM is some ten times slower than a real one, and two guests fill it.
             Backend::Firecracker => format!(
-                "vmm = \"firecracker\"\nfirecracker_path = {firecracker:?}\njailer_path = {jailer:?}\n\
-                 boots_at_once = 2\nready_deadline_ms = 240000\nstop_deadline_ms = 60000\n",
+                "firecracker_path = {firecracker:?}\njailer_path = {jailer:?}\n{settings}",
                 firecracker = firecracker_folder().join("firecracker"),
                 jailer = firecracker_folder().join("jailer"),
+                settings = Self::settings(),
             ),
         }
+    }
+
+    /// What the test host's daemons need to be told: an emulated KVM is some ten times slower than a real one, and two
+    /// guests fill it.
+    pub(crate) fn settings() -> &'static str {
+        "vmm = \"firecracker\"\nboots_at_once = 2\nready_deadline_ms = 240000\nstop_deadline_ms = 60000\n"
     }
 
     /// Pids of the VMMs of this installation.

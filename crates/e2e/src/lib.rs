@@ -12,6 +12,7 @@
 #![allow(clippy::print_stdout, reason = "a failed test says where to look")]
 
 mod backend;
+mod installed;
 mod outcome;
 mod processes;
 mod programs;
@@ -20,10 +21,13 @@ mod terminal;
 mod world;
 
 pub use backend::{Backend, firecracker_folder};
+pub use installed::{
+    Installed, as_root, as_user, installed, installed_before, installed_for_later,
+};
 pub use outcome::Outcome;
 pub use processes::{processes_marked, wait_until};
 pub use programs::{built, run};
-pub use template::busybox_tar;
+pub use template::{busybox_tar, home as template_home};
 pub use terminal::Terminal;
 pub use world::{Background, World, in_world, in_world_at};
 

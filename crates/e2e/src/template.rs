@@ -19,7 +19,8 @@ use crate::{BUSYBOX, PANICKING, SYSTEMD};
 const COMPLETE: &str = "complete-2";
 
 /// The template's home.
-pub(crate) fn home() -> &'static Path {
+#[must_use]
+pub fn home() -> &'static Path {
     static HOME: OnceLock<PathBuf> = OnceLock::new();
     HOME.get_or_init(|| {
         let cache = match std::env::var_os("BANGER_E2E_CACHE") {

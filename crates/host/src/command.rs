@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use command_fds::{CommandFdExt, FdMapping};
+use rustix::io::Errno;
+use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 
 use crate::error::HostError;
 
@@ -102,6 +104,10 @@ pub(crate) struct Detached<'a> {
     /// Become fds `first_fd`, `first_fd + 1`, …
     pub(crate) fds: Vec<OwnedFd>,
     pub(crate) first_fd: i32,
+    /// The opened `cgroup.procs` of the group that it is to be in from its first instruction on. Such a program is root's:
+    /// it gets no environment, and is killed with the thread that has started it, unless it has given up being root by
+    /// then (PR_SET_PDEATHSIG(2const)): nobody else knows of it before.
+    pub(crate) confined: Option<OwnedFd>,
 }
 
 impl Detached<'_> {
@@ -120,10 +126,23 @@ impl Detached<'_> {
             .map(|(child_fd, parent_fd)| FdMapping { parent_fd, child_fd })
             .collect();
         command.fd_mappings(mappings).map_err(io::Error::other)?;
-        // SAFETY: setsid(2) is async-signal-safe (signal-safety(7)), and the closure neither allocates nor locks.
+        if self.confined.is_some() {
+            command.env_clear();
+        }
+        let (confined, starter) = (self.confined, rustix::process::getpid());
+        // SAFETY: setsid(2), prctl(2), getppid(2) and write(2) are async-signal-safe (signal-safety(7)), or system calls
+        // without a wrapper's state, and the closure neither allocates nor locks.
         unsafe {
-            command.pre_exec(|| {
+            command.pre_exec(move || {
                 rustix::process::setsid()?;
+                if let Some(cgroup) = &confined {
+                    set_parent_process_death_signal(Some(Signal::KILL))?;
+                    // It died before it could be told apart.
+                    if getppid() != Some(starter) {
+                        return Err(Errno::SRCH.into());
+                    }
+                    rustix::io::write(cgroup, b"0")?;
+                }
                 Ok(())
             });
         }
@@ -134,4 +153,52 @@ impl Detached<'_> {
 #[expect(clippy::disallowed_methods, reason = "this file is where this crate starts programs")]
 fn new(program: &Path) -> Command {
     Command::new(program)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A process that does nothing for a minute, in this cgroup.
+    pub(crate) fn sleeper_in(cgroup: OwnedFd) -> Child {
+        Detached { confined: Some(cgroup), ..sleeper() }.spawn().unwrap()
+    }
+
+    fn sleeper() -> Detached<'static> {
+        static MINUTE: std::sync::LazyLock<[String; 1]> =
+            std::sync::LazyLock::new(|| ["60".to_owned()]);
+        Detached {
+            program: Path::new("/bin/sleep"),
+            argv0: "sleep",
+            args: &*MINUTE,
+            stdin: Stdio::null(),
+            stdout: Stdio::null(),
+            stderr: Stdio::null(),
+            fds: Vec::new(),
+            first_fd: 3,
+            confined: None,
+        }
+    }
+
+    /// A process that runs a line of shell.
+    pub(crate) fn shell(line: &str, stdin: Stdio) -> Child {
+        new(Path::new("/bin/sh")).args(["-c", line]).stdin(stdin).spawn().unwrap()
+    }
+
+    #[test]
+    fn a_confined_program_ends_with_the_thread_that_started_it() {
+        use std::os::unix::process::ExitStatusExt;
+
+        let anywhere = || std::fs::OpenOptions::new().write(true).open("/dev/null").unwrap().into();
+        let mut child =
+            std::thread::scope(|scope| scope.spawn(|| sleeper_in(anywhere())).join()).unwrap();
+        assert_eq!(child.wait().unwrap().signal(), Some(9));
+    }
+
+    #[test]
+    fn a_program_that_cannot_enter_its_cgroup_is_not_executed() {
+        let read_only = std::fs::File::open("/dev/null").unwrap();
+        let sleeper = Detached { confined: Some(read_only.into()), ..sleeper() };
+        assert!(sleeper.spawn().is_err());
+    }
 }

@@ -4,12 +4,16 @@
 //! stand one after the other; release needs nothing but the claim's [`Held`], so it works after a crash, from a half-made
 //! state, and for strays that nobody recorded. Nothing here reads a database, and nothing cleans up in `Drop`.
 
+mod awaited;
 pub mod command;
 mod disk;
 mod error;
 mod folder;
+mod helper_host;
+pub mod helper_wire;
 #[cfg(feature = "kvm-probe")]
 pub mod kvm_probe;
+pub mod listen_fd;
 pub mod lock;
 pub mod log_writer;
 pub mod mark;
@@ -31,6 +35,7 @@ use serde::{Deserialize, Serialize};
 
 pub use disk::{Disk, DiskSource, reflink_works};
 pub use error::HostError;
+pub use helper_host::HelperHost;
 pub use mark::{Installation, Mark};
 pub use process::Watched;
 pub use root::{Cgroup, DmSnapshot, Jail, JailedVmm, Loop, LoopRole, Root, Tap};

@@ -26,6 +26,16 @@ pub struct Watched {
 }
 
 impl Watched {
+    /// The process of that number now; `None` when there is none. Whether it is the one that was meant is to be looked at
+    /// after this.
+    pub(crate) fn open(pid: Pid) -> io::Result<Option<Self>> {
+        match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(pidfd) => Ok(Some(Self { pidfd, pid, argv0: String::new() })),
+            Err(Errno::SRCH) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// The number, for people to read.
     #[must_use]
     pub fn pid(&self) -> i32 {

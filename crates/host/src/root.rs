@@ -1,29 +1,49 @@
 //! What only root can make: cgroups, block devices, network devices, jails and what runs in them. One file per kind of
 //! claim. The same code runs in a daemon that is root itself and in root's helper, which judges every claim first.
 
+mod abilities;
+mod beneath;
 mod bridge;
 mod cgroup;
+mod device_mapper;
 mod dm_snapshot;
+mod ioctl;
 mod jail;
 mod jailed_vmm;
 mod loop_device;
+mod modules;
+mod netlink;
+mod remove;
 mod tap;
+mod trusted;
+mod uevents;
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
+pub use abilities::{Abilities, abilities};
 pub use cgroup::Cgroup;
 pub use dm_snapshot::DmSnapshot;
 pub use jail::{DeviceSource, Jail, JailDevice, JailFile};
-pub use jailed_vmm::{API_SOCKET, JailedVmm};
+pub use jailed_vmm::JailedVmm;
 pub use loop_device::{Loop, LoopRole};
 pub use tap::Tap;
+pub use trusted::trusted_program;
 
 use crate::error::HostError;
 use crate::mark::{Installation, Mark};
 use crate::process::{Children, Watched};
 use crate::{Claim, Held};
+
+/// The name of the API's socket in a jail.
+pub const API_SOCKET: &str = "api.sock";
+
+/// The name, in a jail, of the socket that leads to the guest's vsock.
+pub const AGENT_SOCKET: &str = "agent.sock";
+
+/// Bytes, as block devices count.
+const SECTOR: u64 = 512;
 
 /// Firecracker's programs: root's, and not to be written by anybody else ([`trusted_program`]).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +58,8 @@ pub struct RootPlaces {
     pub installation: Installation,
     /// The folder below which every state file is; its owner may be anybody.
     pub state: PathBuf,
+    /// Whose files of the state may be used, by uid: of nobody else's, not even root's own.
+    pub owner: u32,
     /// Root's own folder for jails.
     pub jails: PathBuf,
     pub firecracker: Firecracker,
@@ -92,7 +114,10 @@ impl Root {
             Held::Loop { mark, role } => loop_device::release(mark, *role),
             Held::DmSnapshot { mark } => dm_snapshot::release(mark),
             Held::Bridge { installation } => bridge::release(installation),
-            Held::Tap { mark } => tap::release(mark),
+            // The last port takes the bridge with it: its own release may have come before, when this one had failed.
+            Held::Tap { mark } => {
+                tap::release(mark).and_then(|()| bridge::release(mark.installation()))
+            }
             Held::Jail { mark } => jail::release(mark, &self.places),
             Held::JailedVmm { mark } => jailed_vmm::release(mark, &self.children),
             Held::VmFolder { .. }
@@ -149,4 +174,45 @@ pub fn watch_jailed(mark: &Mark) -> Result<Option<Watched>, HostError> {
 
 fn not_roots(held: &Held) -> HostError {
     HostError::because(format!("make or undo {held} as root"), "it needs no root")
+}
+
+#[cfg(test)]
+fn test_mark() -> Mark {
+    let vm = banger_api::VmId::random().expect("the kernel has randomness");
+    Mark::new(Installation::random().expect("the kernel has randomness"), vm)
+}
+
+/// Places of this user's below a folder, in which the state is made.
+#[cfg(test)]
+fn test_places(root: &std::path::Path) -> RootPlaces {
+    let state = root.join("state");
+    std::fs::create_dir_all(&state).expect("a test's folder can be written to");
+    RootPlaces {
+        installation: Installation::random().expect("the kernel has randomness"),
+        state,
+        owner: rustix::process::geteuid().as_raw(),
+        jails: root.join("jails"),
+        firecracker: Firecracker { firecracker: PathBuf::new(), jailer: PathBuf::new() },
+    }
+}
+
+/// Runs a test in a thread that has network devices and mounts of its own, which go with it.
+#[cfg(test)]
+fn in_own_network(test: impl FnOnce() + Send) {
+    use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+    use rustix::thread::{UnshareFlags, unshare_unsafe};
+
+    let run = || {
+        #[expect(unsafe_code, reason = "unshare(2) can take files away from a thread")]
+        // SAFETY: open files stay shared (CLONE_FILES is not given).
+        unsafe { unshare_unsafe(UnshareFlags::NEWNET | UnshareFlags::NEWNS) }.unwrap();
+        mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
+        // What it shows of the network is that of whoever mounts it.
+        mount("sysfs", "/sys", "sysfs", MountFlags::empty(), None).unwrap();
+        test();
+    };
+    let ended = std::thread::scope(|scope| scope.spawn(run).join());
+    if let Err(panic) = ended {
+        std::panic::resume_unwind(panic);
+    }
 }

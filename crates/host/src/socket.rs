@@ -2,12 +2,22 @@
 //! their folder. Private by the folder's mode (0700) and the process's umask (077).
 
 use std::fs::{self, File};
-use std::io::ErrorKind;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect as connect_to, socket_with,
+};
 
 use crate::error::{HostError, on};
+
+/// How long a listener may have its queue full.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Binds and listens; a file of that name from before is replaced.
 ///
@@ -33,8 +43,25 @@ pub fn listen(folder: &Path, name: &str) -> Result<OwnedFd, HostError> {
 /// When nobody listens there.
 pub fn connect(folder: &Path, name: &str) -> Result<UnixStream, HostError> {
     let opened = File::open(folder).map_err(on("open", folder))?;
-    let short = PathBuf::from(format!("/proc/self/fd/{}/{name}", opened.as_raw_fd()));
-    UnixStream::connect(short).map_err(on("connect to", &folder.join(name)))
+    connect_in(&opened, name).map_err(on("connect to", &folder.join(name)))
+}
+
+/// As [`connect`], in an opened folder whose owner nobody vouches for: what has that name must be a socket and no link, is
+/// opened once and used by its fd; and a listener that accepts nobody is waited for no longer than [`CONNECT_DEADLINE`].
+pub(crate) fn connect_in(folder: impl AsFd, name: &str) -> io::Result<UnixStream> {
+    let beneath = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let found = openat2(folder, name, flags, Mode::empty(), beneath)?;
+    if FileType::from_raw_mode(fstat(&found)?.st_mode) != FileType::Socket {
+        return Err(io::Error::other("it is no socket"));
+    }
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    let address = SocketAddrUnix::new(format!("/proc/self/fd/{}", found.as_raw_fd()))?;
+    // connect(2) waits for room in the listener's queue as long as a send would (socket(7), SO_SNDTIMEO).
+    set_socket_timeout(&socket, Timeout::Send, Some(CONNECT_DEADLINE))?;
+    connect_to(&socket, &address)?;
+    set_socket_timeout(&socket, Timeout::Send, None)?;
+    Ok(socket.into())
 }
 
 #[cfg(test)]
@@ -55,5 +82,31 @@ mod tests {
         let mut text = String::new();
         listener.accept().unwrap().0.read_to_string(&mut text).unwrap();
         assert_eq!(text, "hello");
+    }
+
+    #[test]
+    fn what_is_no_socket_or_only_leads_to_one_is_not_connected_to() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("folder");
+        fs::create_dir(&folder).unwrap();
+        let _outside = listen(root.path(), "outside.sock").unwrap();
+        std::os::unix::fs::symlink(root.path().join("outside.sock"), folder.join("link.sock"))
+            .unwrap();
+        std::os::unix::fs::symlink(root.path(), folder.join("up")).unwrap();
+        fs::write(folder.join("file"), b"").unwrap();
+        for name in ["link.sock", "up/outside.sock", "../outside.sock", "file", "absent", "."] {
+            assert!(connect(&folder, name).is_err(), "{name}");
+        }
+        connect(root.path(), "outside.sock").unwrap();
+    }
+
+    #[test]
+    fn nobody_listening_is_an_error_at_once() {
+        let root = tempfile::tempdir().unwrap();
+        drop(listen(root.path(), "a.sock").unwrap());
+        assert_eq!(
+            connect(root.path(), "a.sock").unwrap_err().kind(),
+            ErrorKind::ConnectionRefused
+        );
     }
 }

@@ -6,14 +6,16 @@
 //! The log's process ends by itself when the pipe does. The VMM gets its listening sockets as open fds, so they can be
 //! connected to as soon as it is started and nobody waits for a file to appear.
 
+use std::fs::{self, File};
 use std::io::{self, PipeWriter};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
+use crate::awaited::{Awaited, DEADLINE};
 use crate::command::Detached;
 use crate::error::HostError;
 use crate::mark::Mark;
@@ -71,6 +73,7 @@ pub(crate) fn start_log(
         stderr: Stdio::null(),
         fds: Vec::new(),
         first_fd: VMM_FIRST_FD,
+        confined: None,
     };
     children.add(&log.spawn().map_err(failed)?).map_err(failed)?;
     Ok(write_end)
@@ -89,6 +92,8 @@ pub(crate) fn acquire(
     for name in &vmm.sockets {
         fds.push(socket::listen(&run_folder, name)?);
     }
+    let made = vmm.makes.as_deref().map(|name| Ok((name, awaited(&run_folder, name)?)));
+    let made = made.transpose().map_err(failed)?;
     let started = Detached {
         program: &program,
         argv0: &format!("{VMM}{}", vmm.mark),
@@ -98,8 +103,24 @@ pub(crate) fn acquire(
         stderr: console.into(),
         fds,
         first_fd: VMM_FIRST_FD,
+        confined: None,
     };
-    children.add(&started.spawn().map_err(failed)?).map_err(failed)
+    let child = started.spawn().map_err(failed)?;
+    children.add(&child).map_err(failed)?;
+    let Some((name, made)) = made else { return Ok(()) };
+    let ended =
+        || HostError::because(format!("start {}", program.display()), "it has ended at once");
+    let process = watch(&vmm.mark)?.ok_or_else(ended)?;
+    made.wait(name, &process, DEADLINE).map_err(failed)
+}
+
+/// To wait for a socket in this folder; one of that name from before is removed.
+fn awaited(folder: &Path, name: &str) -> io::Result<Awaited> {
+    match fs::remove_file(folder.join(name)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    Awaited::in_folder(File::open(folder)?.into())
 }
 
 pub(crate) fn release(mark: &Mark, children: &Children) -> Result<(), HostError> {
@@ -148,7 +169,7 @@ pub(crate) fn named(prefix: &str) -> Result<Vec<Mark>, HostError> {
     Ok(names.iter().filter_map(|name| Mark::parse(&name[prefix.len()..])).collect())
 }
 
-fn program(wanted: &std::path::Path) -> Result<PathBuf, HostError> {
+fn program(wanted: &Path) -> Result<PathBuf, HostError> {
     if wanted.is_absolute() {
         return Ok(wanted.to_owned());
     }

@@ -139,12 +139,11 @@ mod tests {
 
     #[test]
     fn each_disk_begins_as_its_driver_needs_it() {
-        let disk = |driver: &dyn Driver| {
-            match driver.disk(&mark(), Path::new("/s"), &image(), 1 << 30) {
+        let disk =
+            |driver: &dyn Driver| match driver.disk(&mark(), Path::new("/s"), &image(), 1 << 30) {
                 Claim::Disk(disk) => (disk.source, disk.size_bytes),
                 other => panic!("{other:?}"),
-            }
-        };
+            };
         let base = "/s/images/i.ext4".into();
         assert_eq!(disk(&Reflink), (DiskSource::Reflink { base }, 1 << 30));
         assert_eq!(disk(&Overlay), (DiskSource::Empty, 1 << 30));

@@ -1,21 +1,25 @@
 //! The way to a guest's agent: one byte stream per request, whatever carries it.
 //!
 //! ```text
-//! request ─► stream ─┐
-//! request ─► stream ─┼─ yamux ─ unix socket ─ VMM ─ virtio-serial port ─ agent     (Channel::Serial)
-//! request ─► stream ─┘
-//! request ─► stream ─── unix socket ─── agent                                      (Channel::Direct)
+//! request ─► stream ─┐                              ┌─ virtio-serial port ─┐
+//! request ─► stream ─┼─ yamux ─ unix socket ─ VMM ──┤                      ├─ agent     (Channel::Mux)
+//! request ─► stream ─┘                              └─ vsock ──────────────┘
+//! request ─► stream ─── unix socket ─── agent                                        (Channel::Direct)
 //! ```
-//! A serial channel begins with the handshake of `banger_api::channel`; its READY is the guest's ready event. When the
-//! connection ends, every stream on it ends and [`Channel::closed`] returns; the daemon then connects anew.
+//! A multiplexed connection begins with the handshake of `banger_api::channel`; its READY is the guest's ready event. When
+//! the connection ends, every stream on it ends and [`Channel::closed`] returns; the daemon then connects anew.
+//!
+//! Firecracker looks at its vsock socket only once the guest's driver has started the device, so a connection that is made
+//! right after the guest was started waits there, and reaches an agent that listens before it loads the driver. A kernel
+//! with the driver built in starts the device before there is an agent: that is [`ChannelError::NotListening`].
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use banger_api::channel::{Line, LineFinder};
+use banger_api::channel::{Line, LineFinder, VSOCK_PORT};
 use banger_api::client::connect_unix;
 use futures_util::future::poll_fn;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -23,6 +27,8 @@ use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::compat::{FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
+
+use crate::Carrier;
 
 /// How long an agent that runs has to answer a HELLO before it is said again.
 const HELLO_AGAIN: Duration = Duration::from_secs(1);
@@ -48,6 +54,11 @@ pub enum ChannelError {
     },
     #[error("the connection to the agent broke")]
     Broken(#[source] io::Error),
+    /// The guest runs, but no agent listens there (or it did not answer within the 2 s that Firecracker gives it). One that
+    /// begins to listen later says so on the console: whoever waits for it has begun to follow the log *before* the
+    /// connection that ended in this, and connects anew when the log has grown. A VMM that ends shows itself so too.
+    #[error("no agent listens in the guest")]
+    NotListening,
     #[error("the agent's connection is closed")]
     Closed,
     #[error("the agent took no new stream within {} s", OPEN_DEADLINE.as_secs())]
@@ -63,7 +74,8 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 /// A connection to an agent. Cheap to clone; all clones share it.
 #[derive(Debug, Clone)]
 pub enum Channel {
-    Serial(Serial),
+    /// All requests share one connection to the VMM.
+    Mux(Mux),
     /// Each request has a connection of its own: an agent on a unix socket.
     Direct(PathBuf),
 }
@@ -75,7 +87,7 @@ impl Channel {
     /// When the connection is gone or the agent does not answer.
     pub async fn open(&self) -> Result<Box<dyn Stream>, ChannelError> {
         match self {
-            Channel::Serial(serial) => Ok(Box::new(serial.open().await?)),
+            Channel::Mux(mux) => Ok(Box::new(mux.open().await?)),
             Channel::Direct(path) => match connect_unix(path).await {
                 Ok(stream) => Ok(Box::new(stream)),
                 Err(cause) => Err(ChannelError::Connect { path: path.clone(), cause }),
@@ -86,31 +98,41 @@ impl Channel {
     /// Returns when the connection has ended. A direct channel has none and never returns.
     pub async fn closed(&self) {
         match self {
-            Channel::Serial(serial) => serial.closed().await,
+            Channel::Mux(mux) => mux.closed().await,
             Channel::Direct(_) => std::future::pending().await,
         }
     }
 }
 
-/// The multiplexed connection over a virtio-serial port.
+/// The multiplexed connection.
 #[derive(Debug, Clone)]
-pub struct Serial {
+pub struct Mux {
     requests: mpsc::Sender<oneshot::Sender<Result<yamux::Stream, ChannelError>>>,
     closed: watch::Receiver<bool>,
 }
 
-impl Serial {
-    /// Connects to the VMM's socket and waits until the agent is ready, for as long as `deadline` allows.
+impl Mux {
+    /// Waits until the agent behind a connection to the VMM's socket is ready, for as long as `deadline` allows.
     ///
     /// # Errors
-    /// When nobody listens, the connection breaks, or the time is up.
-    pub async fn connect(path: &Path, deadline: Instant) -> Result<(Self, Ready), ChannelError> {
-        let stream = connect_unix(path)
-            .await
-            .map_err(|cause| ChannelError::Connect { path: path.to_owned(), cause })?;
-        let begun =
-            timeout_at(deadline, handshake(stream)).await.map_err(|_| ChannelError::NotReady)?;
-        let (stream, ready) = begun.map_err(ChannelError::Broken)?;
+    /// When the connection breaks, nobody listens behind it, or the time is up.
+    pub async fn connect(
+        stream: std::os::unix::net::UnixStream,
+        carrier: Carrier,
+        deadline: Instant,
+    ) -> Result<(Self, Ready), ChannelError> {
+        let mut stream = stream
+            .set_nonblocking(true)
+            .and_then(|()| UnixStream::from_std(stream))
+            .map_err(ChannelError::Broken)?;
+        let begin = async {
+            if carrier == Carrier::Vsock {
+                ask_for_port(&mut stream).await?;
+            }
+            handshake(stream).await.map_err(ChannelError::Broken)
+        };
+        let (stream, ready) =
+            timeout_at(deadline, begin).await.map_err(|_| ChannelError::NotReady)??;
         let (requests, asked) = mpsc::channel(16);
         let (closing, closed) = watch::channel(false);
         drop(tokio::spawn(carry(stream, asked, closing)));
@@ -128,6 +150,34 @@ impl Serial {
         let mut closed = self.closed.clone();
         // An error means that the task is gone, which is closed too.
         drop(closed.wait_for(|closed| *closed).await);
+    }
+}
+
+/// Firecracker's own handshake: `CONNECT port`, then `OK` and a port of the host's, which tells us nothing. It closes the
+/// connection without a word when nobody listens (docs/vsock.md of Firecracker).
+async fn ask_for_port(stream: &mut UnixStream) -> Result<(), ChannelError> {
+    let asked = format!("CONNECT {VSOCK_PORT}\n");
+    stream.write_all(asked.as_bytes()).await.map_err(ChannelError::Broken)?;
+    let mut answer = Vec::new();
+    loop {
+        // Byte by byte: what follows the line belongs to the agent.
+        match stream.read_u8().await {
+            Ok(b'\n') if answer.starts_with(b"OK ") => return Ok(()),
+            // "OK ", and at most the ten digits of a port.
+            Ok(byte) if byte != b'\n' && answer.len() < 13 => answer.push(byte),
+            Ok(_) => {
+                let said = format!("it answered {:?}", String::from_utf8_lossy(&answer));
+                return Err(ChannelError::Broken(io::Error::new(io::ErrorKind::InvalidData, said)));
+            }
+            // A reset is what is left of our line that nobody read.
+            Err(error)
+                if [io::ErrorKind::UnexpectedEof, io::ErrorKind::ConnectionReset]
+                    .contains(&error.kind()) =>
+            {
+                return Err(ChannelError::NotListening);
+            }
+            Err(error) => return Err(ChannelError::Broken(error)),
+        }
     }
 }
 
@@ -274,5 +324,97 @@ impl AsyncWrite for SkipReady {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream as StdStream;
+
+    use super::*;
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(30)
+    }
+
+    /// Reads `CONNECT`, then answers with these bytes and hangs up.
+    fn vsock(answer: &'static [u8]) -> StdStream {
+        let (ours, mut theirs) = StdStream::pair().unwrap();
+        std::thread::spawn(move || {
+            let mut asked = [0; 13];
+            theirs.read_exact(&mut asked).unwrap();
+            assert_eq!(&asked, b"CONNECT 1024\n");
+            theirs.write_all(answer).unwrap();
+        });
+        ours
+    }
+
+    #[tokio::test]
+    async fn a_vsock_that_closes_without_a_word_has_no_listener() {
+        for answer in [&b""[..], b"OK 10"] {
+            let error = Mux::connect(vsock(answer), Carrier::Vsock, soon()).await.unwrap_err();
+            assert!(matches!(error, ChannelError::NotListening), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_is_lost_before_it_is_ready_is_another_matter() {
+        let error =
+            Mux::connect(vsock(b"OK 1073741824\n"), Carrier::Vsock, soon()).await.unwrap_err();
+        assert!(matches!(error, ChannelError::Broken(_)), "{error}");
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_no_ok_is_not_taken_for_one() {
+        for answer in [&b"NO 1\n"[..], b"\n", b"OK 12345678901234567890\n"] {
+            let error = Mux::connect(vsock(answer), Carrier::Vsock, soon()).await.unwrap_err();
+            assert!(matches!(error, ChannelError::Broken(_)), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_never_answers_is_waited_for_until_the_deadline() {
+        for carrier in [Carrier::Serial, Carrier::Vsock] {
+            let (ours, _theirs) = StdStream::pair().unwrap();
+            let deadline = Instant::now() + Duration::from_millis(50);
+            let error = Mux::connect(ours, carrier, deadline).await.unwrap_err();
+            assert!(matches!(error, ChannelError::NotReady), "{error}");
+        }
+    }
+
+    /// What an agent says: READY to the first HELLO, and nothing more.
+    #[tokio::test]
+    async fn ready_comes_over_either_carrier() {
+        for carrier in [Carrier::Serial, Carrier::Vsock] {
+            let (ours, mut theirs) = StdStream::pair().unwrap();
+            let agent = std::thread::spawn(move || {
+                let mut bytes = [0];
+                if carrier == Carrier::Vsock {
+                    while bytes != *b"\n" {
+                        theirs.read_exact(&mut bytes).unwrap();
+                    }
+                    theirs.write_all(b"OK 1073741824\n").unwrap();
+                }
+                let mut finder = LineFinder::default();
+                loop {
+                    theirs.read_exact(&mut bytes).unwrap();
+                    match finder.push(bytes[0]) {
+                        Some(Line::Hello { nonce }) => {
+                            let (boot_id, version) = ("boot".to_owned(), "1".to_owned());
+                            let ready = Line::Ready { nonce, boot_id, version };
+                            theirs.write_all(&ready.encode()).unwrap();
+                        }
+                        Some(Line::Go { .. }) => break,
+                        _ => {}
+                    }
+                }
+            });
+            let (mux, ready) = Mux::connect(ours, carrier, soon()).await.unwrap();
+            assert_eq!(ready, Ready { boot_id: "boot".into(), version: "1".into() });
+            tokio::task::spawn_blocking(|| agent.join().unwrap()).await.unwrap();
+            // The agent has gone with its end of the stream.
+            timeout(Duration::from_secs(30), Channel::Mux(mux).closed()).await.unwrap();
+        }
     }
 }

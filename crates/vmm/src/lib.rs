@@ -2,17 +2,22 @@
 //! its guest's agent is reached. Nothing here starts a process or writes a file.
 
 pub mod channel;
+mod error;
 pub mod firecracker;
+#[cfg(test)]
+mod machines;
 pub mod qemu;
 
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use banger_host::root::API_SOCKET;
 use banger_host::{Claim, Mark, StateFile, VmSocket};
 use banger_storage::Drive;
 use futures_util::future::BoxFuture;
 
 pub use channel::{Channel, ChannelError, Ready};
+pub use error::VmmError;
 pub use firecracker::Firecracker;
 pub use qemu::Qemu;
 
@@ -74,4 +79,94 @@ pub trait Vmm: Send + Sync + std::fmt::Debug {
         machine: &'a Machine,
         api: UnixStream,
     ) -> BoxFuture<'a, Result<(), VmmError>>;
+}
+
+/// Where the agent of a VM that runs under the VMM of this name ([`Vmm::name`]) is reached: of another version's, perhaps,
+/// than would be taken today.
+#[must_use]
+pub fn agent_of(name: &str) -> AgentAddress {
+    let (socket, carrier) = if !is_firecracker(name) {
+        (VmSocket::RunFolder(qemu::AGENT_SOCKET.to_owned()), Carrier::Serial)
+    } else if is_bare(name) {
+        (VmSocket::RunFolder(firecracker::AGENT_SOCKET.to_owned()), Carrier::Vsock)
+    } else {
+        (VmSocket::Jail(firecracker::AGENT_SOCKET.to_owned()), Carrier::Vsock)
+    };
+    AgentAddress { socket, carrier }
+}
+
+/// As [`Vmm::api`], of a VMM that runs.
+#[must_use]
+pub fn api_of(name: &str) -> Option<VmSocket> {
+    let socket = API_SOCKET.to_owned();
+    is_firecracker(name)
+        .then(|| if is_bare(name) { VmSocket::RunFolder(socket) } else { VmSocket::Jail(socket) })
+}
+
+fn is_firecracker(name: &str) -> bool {
+    name.starts_with("firecracker ")
+}
+
+fn is_bare(name: &str) -> bool {
+    name.ends_with(firecracker::BARE)
+}
+
+/// The device of a VM's snapshot, for a VMM that sees the host's devices.
+pub(crate) fn snapshot_device(mark: &Mark) -> PathBuf {
+    Path::new("/dev/mapper").join(mark.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::firecracker::Version;
+    use crate::qemu::Accelerator;
+
+    fn all() -> [Box<dyn Vmm>; 4] {
+        let version = Version::parse("1.12.1").unwrap();
+        let bare = Firecracker::bare(version, "/opt/firecracker".into(), "/run/banger".into());
+        [
+            Box::new(Qemu { accelerator: Accelerator::Kvm }),
+            Box::new(Qemu { accelerator: Accelerator::Tcg { tsc_khz: 1 } }),
+            Box::new(Firecracker::jailed(version)),
+            Box::new(bare.unwrap()),
+        ]
+    }
+
+    #[test]
+    fn a_stored_name_says_where_a_running_vm_is_reached() {
+        let jail = |name: &str| VmSocket::Jail(name.to_owned());
+        let run = |name: &str| VmSocket::RunFolder(name.to_owned());
+        let found = all().map(|vmm| {
+            let agent = agent_of(&vmm.name());
+            (vmm.name(), agent.socket, agent.carrier, api_of(&vmm.name()))
+        });
+        assert_eq!(
+            found,
+            [
+                ("qemu (kvm)".into(), run("agent.sock"), Carrier::Serial, None),
+                ("qemu (tcg)".into(), run("agent.sock"), Carrier::Serial, None),
+                (
+                    "firecracker 1.12.1".into(),
+                    jail("agent.sock"),
+                    Carrier::Vsock,
+                    Some(jail("api.sock"))
+                ),
+                (
+                    "firecracker 1.12.1 (no jailer)".into(),
+                    run("agent.sock"),
+                    Carrier::Vsock,
+                    Some(run("api.sock"))
+                ),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_vmm_is_reached_where_its_name_says() {
+        for vmm in all() {
+            assert_eq!(vmm.agent(), agent_of(&vmm.name()));
+            assert_eq!(vmm.api(), api_of(&vmm.name()));
+        }
+    }
 }

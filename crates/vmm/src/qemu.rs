@@ -3,9 +3,14 @@
 //!
 //! The agent's channel is a virtio-serial port, since a vhost-user-vsock device would make the VM impossible to snapshot.
 
-use banger_host::{Claim, Mark, VMM_FIRST_FD};
+use std::os::unix::net::UnixStream;
 
-use crate::{Machine, Vmm};
+use banger_host::{Claim, Mark, VMM_FIRST_FD, VmSocket};
+use banger_storage::DriveSource;
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, ready};
+
+use crate::{Machine, Vmm, VmmError, snapshot_device};
 
 /// How QEMU executes the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +29,7 @@ pub struct Qemu {
 /// The program's name in Debian's and Ubuntu's packages.
 pub const PROGRAM: &str = "qemu-system-x86_64";
 
-const AGENT_SOCKET: &str = "agent.sock";
+pub(crate) const AGENT_SOCKET: &str = "agent.sock";
 
 impl Vmm for Qemu {
     fn name(&self) -> String {
@@ -36,20 +41,29 @@ impl Vmm for Qemu {
 
     fn claims(&self, machine: &Machine) -> Vec<Claim> {
         let mark: Mark = machine.mark.clone();
-        vec![
-            Claim::RunFolder { mark: mark.clone() },
-            Claim::Vmm(banger_host::Vmm {
-                mark,
-                program: PROGRAM.into(),
-                args: self.arguments(machine, &format!("fd={VMM_FIRST_FD}")),
-                sockets: vec![AGENT_SOCKET.into()],
-                log_limit_bytes: machine.log_limit_bytes,
-            }),
-        ]
+        let mut claims = machine.storage.clone();
+        claims.push(Claim::RunFolder { mark: mark.clone() });
+        claims.push(Claim::Vmm(banger_host::Vmm {
+            mark,
+            program: PROGRAM.into(),
+            args: self.arguments(machine, &format!("fd={VMM_FIRST_FD}")),
+            sockets: vec![AGENT_SOCKET.into()],
+            makes: None,
+            log_limit_bytes: machine.log_limit_bytes,
+        }));
+        claims
     }
 
-    fn agent_socket(&self) -> &'static str {
-        AGENT_SOCKET
+    fn api(&self) -> Option<VmSocket> {
+        None
+    }
+
+    fn boot<'a>(
+        &'a self,
+        _machine: &'a Machine,
+        _api: UnixStream,
+    ) -> BoxFuture<'a, Result<(), VmmError>> {
+        ready(Ok(())).boxed()
     }
 }
 
@@ -72,15 +86,19 @@ impl Qemu {
         };
         args.pair("-smp", &machine.cpus.to_string());
         args.pair("-m", &format!("{}M", machine.memory_mib));
-        args.pair("-kernel", &machine.kernel.to_string_lossy());
-        args.pair("-initrd", &machine.initramfs.to_string_lossy());
+        args.pair("-kernel", &machine.kernel.below(&machine.state).to_string_lossy());
+        args.pair("-initrd", &machine.initramfs.below(&machine.state).to_string_lossy());
         args.pair("-append", &self.kernel_words(machine).join(" "));
         // The console goes to stdout, which the log's process reads.
         args.pair("-chardev", "file,id=console,path=/dev/stdout")
             .pair("-serial", "chardev:console");
         for (index, drive) in machine.drives.iter().enumerate() {
             // QEMU takes a comma in a value when it is doubled.
-            let path = drive.path.to_string_lossy().replace(',', ",,");
+            let path = match &drive.source {
+                DriveSource::File(file) => file.below(&machine.state),
+                DriveSource::DmSnapshot => snapshot_device(&machine.mark),
+            };
+            let path = path.to_string_lossy().replace(',', ",,");
             let read_only = if drive.read_only { "on" } else { "off" };
             args.pair(
                 "-blockdev",
@@ -141,36 +159,37 @@ impl Arguments {
 
 #[cfg(test)]
 mod tests {
-    use banger_storage::{Driver, Overlay};
+    use std::path::Path;
+
+    use banger_storage::{DmSnapshot, Overlay};
 
     use super::*;
-
-    fn machine() -> Machine {
-        Machine {
-            mark: Mark::parse("bg0000-11111111").unwrap(),
-            cpus: 2,
-            memory_mib: 512,
-            kernel: "/kernels/vmlinux".into(),
-            initramfs: "/cache/initramfs.cpio".into(),
-            agent_words: vec!["banger.name=one".into()],
-            drives: Overlay.drives("/images/a,b.ext4".as_ref(), "/vms/disk.ext4".as_ref()),
-            log_limit_bytes: 1 << 20,
-        }
-    }
+    use crate::machines::machine;
 
     #[test]
     fn the_command_line_is_this() {
         let qemu = Qemu { accelerator: Accelerator::Tcg { tsc_khz: 2_600_000 } };
-        let shown = qemu.arguments(&machine(), "fd=3").join("\n") + "\n";
+        let shown = qemu.arguments(&machine(&Overlay), "fd=3").join("\n") + "\n";
         snapbox::assert_data_eq!(shown, snapbox::file!["snapshots/qemu_arguments.txt"]);
     }
 
     #[test]
     fn a_comma_in_a_path_does_not_end_the_option() {
         let qemu = Qemu { accelerator: Accelerator::Kvm };
-        let args = qemu.arguments(&machine(), "fd=3");
+        let state = Path::new("/a,b").to_owned();
+        let args = qemu.arguments(&Machine { state, ..machine(&Overlay) }, "fd=3");
         assert!(
-            args.iter().any(|arg| arg.ends_with("file.filename=/images/a,,b.ext4")),
+            args.iter().any(|arg| arg.ends_with("file.filename=/a,,b/images/i.ext4")),
+            "{args:?}"
+        );
+    }
+
+    #[test]
+    fn a_snapshot_device_is_found_by_the_name_of_its_vm() {
+        let qemu = Qemu { accelerator: Accelerator::Kvm };
+        let args = qemu.arguments(&machine(&DmSnapshot), "fd=3");
+        assert!(
+            args.iter().any(|arg| arg.ends_with("file.filename=/dev/mapper/bg0000-11111111")),
             "{args:?}"
         );
     }
@@ -179,14 +198,17 @@ mod tests {
     fn kvm_guests_calibrate_their_own_clock() {
         let qemu = Qemu { accelerator: Accelerator::Kvm };
         assert!(
-            !qemu.arguments(&machine(), "fd=3").iter().any(|arg| arg.contains("tsc_early_khz"))
+            !qemu
+                .arguments(&machine(&Overlay), "fd=3")
+                .iter()
+                .any(|arg| arg.contains("tsc_early_khz"))
         );
     }
 
     #[test]
     fn what_a_run_holds_is_released_by_stop() {
         let qemu = Qemu { accelerator: Accelerator::Kvm };
-        for claim in qemu.claims(&machine()) {
+        for claim in qemu.claims(&machine(&DmSnapshot)) {
             assert_eq!(claim.life(), banger_host::Life::Run);
         }
     }

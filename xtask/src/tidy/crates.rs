@@ -32,6 +32,7 @@ const EDGES: &[(&str, &[&str])] = &[
         ],
     ),
     ("banger-e2e", &["banger-api"]),
+    ("banger-helper", &["banger-api", "banger-host"]),
     ("banger-host", &["banger-api"]),
     ("banger-image", &["banger-api"]),
     ("banger-storage", &["banger-host"]),

@@ -4,6 +4,7 @@ mod bare;
 mod boot;
 mod exec;
 mod figures;
+mod start;
 
 use clap::Subcommand;
 
@@ -14,6 +15,7 @@ use crate::failure::Failure;
 pub(crate) enum Verb {
     Boot(boot::Args),
     Exec(exec::Args),
+    Start(start::Args),
 }
 
 impl Verb {
@@ -21,6 +23,7 @@ impl Verb {
         match self {
             Verb::Boot(args) => boot::run(args, context).await,
             Verb::Exec(args) => exec::run(args, context).await,
+            Verb::Start(args) => start::run(args, context).await,
         }
     }
 }

@@ -65,12 +65,12 @@ fn problem(
 /// When the mode cannot be changed.
 pub(crate) fn readable(path: &Path) -> Result<(), Problem> {
     const FOR_ALL: u32 = 0o444;
-    let failed = || act(&format!("cannot let VMMs read {}", path.display()));
-    let mode = fs::metadata(path).map_err(failed())?.permissions().mode();
+    let what = format!("cannot let VMMs read {}", path.display());
+    let mode = fs::metadata(path).map_err(act(&what))?.permissions().mode();
     if mode & FOR_ALL == FOR_ALL {
         return Ok(());
     }
-    fs::set_permissions(path, fs::Permissions::from_mode(mode | FOR_ALL)).map_err(failed())
+    fs::set_permissions(path, fs::Permissions::from_mode(mode | FOR_ALL)).map_err(act(&what))
 }
 
 /// Removes what makings that were killed left in this folder. Only the one daemon of this state calls it, before it makes

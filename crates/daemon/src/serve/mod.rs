@@ -72,6 +72,7 @@ fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/kernels/import", post(artifacts::import_kernel))
         .route("/v1/kernels/{*name}", get(artifacts::kernel).delete(artifacts::delete_kernel))
         .route("/v1/bench/boot", get(vms::bench_boot))
+        .route("/v1/bench/start", get(vms::bench_start))
         .route("/v1/operations", get(operations))
         .route("/v1/operations/{id}", get(operation))
         .route("/v1/operations/{id}/events", get(follow::operation_events))

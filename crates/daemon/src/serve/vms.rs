@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use super::follow::{self, run, send, stream};
 use super::{Answer, App, Body, Failure, Found};
 use crate::agent;
-use crate::bench::{self, BootPlan};
+use crate::bench::{self, BootPlan, StartPlan};
 use crate::daemon::Daemon;
 use crate::operations::Operation;
 use crate::problems;
@@ -186,6 +186,11 @@ pub(super) async fn init(State(daemon): App, Found(vm): Found) -> Answer<InitSta
 /// What a bare VMM would be started with, for `banger bench boot`.
 pub(super) async fn bench_boot(State(daemon): App) -> Answer<BootPlan> {
     Ok(Json(bench::boot_plan(&daemon).await?))
+}
+
+/// What is needed to start a VM without banger, for `banger bench start`.
+pub(super) async fn bench_start(State(daemon): App) -> Answer<StartPlan> {
+    Ok(Json(bench::start_plan(&daemon).await?))
 }
 
 impl Daemon {

@@ -61,10 +61,10 @@ impl Daemon {
         let vmm = self.vmm().await?;
         let boot = self.boot_files(vm).await?;
         let driver = self.driver(vm)?;
-        let uids = self.jails().then_some(self.config.uids);
+        let uids = (self.jails() && vmm.api().is_some()).then_some(self.uids);
         let machine = plan::machine(vm, &mark, driver, &boot, &self.places, uids);
         if uids.is_some() && machine.uid.is_none() {
-            return Err(no_uid(vm, self.config.uids));
+            return Err(no_uid(vm, self.uids));
         }
         let run = vmm.claims(&machine);
         let first = vm
@@ -81,9 +81,9 @@ impl Daemon {
             ledger::acquire(daemon.host.as_ref(), &claims).map_err(|e| problems::host(&e))
         })
         .await??;
-        operation.stage("boot", format!("booting {} ({})", vm.name, vmm.name()));
         let watched = self.watched(&mark).await?.ok_or_else(|| ended(vm))?;
         if let Some(api) = vmm.api() {
+            operation.stage("machine", "telling the VMM what to run");
             let api = self.connect(&mark, api).await?;
             tokio::select! {
                 booted = vmm.boot(&machine, api) => booted.map_err(|e| not_booted(vm, &e))?,
@@ -91,6 +91,7 @@ impl Daemon {
                 () = slot.ending() => return Err(cancelled(vm)),
             }
         }
+        operation.stage("boot", format!("booting {} ({})", vm.name, vmm.name()));
         self.await_ready(vm, slot, watched, &vmm.agent(), operation).await
     }
 

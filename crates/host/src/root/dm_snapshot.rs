@@ -8,8 +8,15 @@
 //! ```
 //! Both loops are claims of their own, acquired before.
 
+use std::io;
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
+use super::device_mapper::{Control, Device, Target};
+use super::loop_device::{self, BlockDevice};
+use super::uevents::Uevents;
+use super::{LoopRole, SECTOR};
 use crate::Held;
 use crate::error::HostError;
 use crate::mark::{Installation, Mark};
@@ -34,14 +41,176 @@ impl DmSnapshot {
     }
 }
 
-pub(super) fn acquire(_claim: &DmSnapshot) -> Result<(), HostError> {
-    Err(HostError::because("do this", "it is not made yet"))
+/// How long somebody who has the device open, as udev may for a moment, has to close it.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+pub(super) fn acquire(claim: &DmSnapshot) -> Result<(), HostError> {
+    let mark = &claim.mark;
+    let make = || {
+        let image = loop_device::device(mark, LoopRole::Image)?;
+        let disk = loop_device::device(mark, LoopRole::Disk)?;
+        let control = Control::open()?;
+        let table = origin_table(claim.size_bytes, image)?;
+        let origin = control.ensure(&origin(mark), &table, true)?;
+        let table = snapshot_table(claim.size_bytes, origin, disk);
+        control.ensure(&snapshot(mark), &table, false)?;
+        check(&control.status(&snapshot(mark))?)
+    };
+    make().map_err(|e| HostError::new(format!("make the snapshot device of VM {mark}"), e))
 }
 
-pub(super) fn release(_mark: &Mark) -> Result<(), HostError> {
-    Err(HostError::because("do this", "it is not made yet"))
+pub(super) fn release(mark: &Mark) -> Result<(), HostError> {
+    let remove = || {
+        let Some(control) = Control::open_if_there()? else { return Ok(()) };
+        let uevents = Uevents::listen()?;
+        for device in [snapshot(mark), origin(mark)] {
+            let removed = uevents.retry(DEADLINE, || control.remove(&device))?;
+            removed.ok_or_else(|| {
+                io::Error::new(io::ErrorKind::ResourceBusy, format!("{} is in use", device.name))
+            })?;
+        }
+        Ok(())
+    };
+    remove().map_err(|e: io::Error| {
+        HostError::new(format!("remove the snapshot device of VM {mark}"), e)
+    })
 }
 
-pub(super) fn list(_installation: &Installation) -> Result<Vec<Held>, HostError> {
-    Err(HostError::because("do this", "it is not made yet"))
+pub(super) fn list(installation: &Installation) -> Result<Vec<Held>, HostError> {
+    let find = || {
+        let Some(control) = Control::open_if_there()? else { return Ok(Vec::new()) };
+        let mut found = Vec::new();
+        for name in control.names()? {
+            let whose = name.strip_suffix(ORIGIN).unwrap_or(&name);
+            let Some(mark) = Mark::parse(whose).filter(|mark| mark.installation() == installation)
+            else {
+                continue;
+            };
+            let device = if whose == name { snapshot(&mark) } else { origin(&mark) };
+            if control.is_there(&device)? {
+                found.push(Held::DmSnapshot { mark });
+            }
+        }
+        Ok(found)
+    };
+    find().map_err(|e: io::Error| HostError::new("look for snapshot devices", e))
+}
+
+/// The device of this mark.
+pub(super) fn device(mark: &Mark) -> io::Result<u64> {
+    let found = match Control::open_if_there()? {
+        Some(control) => control.number(&snapshot(mark))?,
+        None => None,
+    };
+    found.ok_or_else(|| {
+        let said = format!("the snapshot device of VM {mark} is not there");
+        io::Error::new(io::ErrorKind::NotFound, said)
+    })
+}
+
+const ORIGIN: &str = "-origin";
+
+/// Its uuid is what it is known by: a name can be changed, and anybody may have chosen it.
+fn snapshot(mark: &Mark) -> Device {
+    Device { name: mark.to_string(), uuid: format!("banger-{mark}") }
+}
+
+fn origin(mark: &Mark) -> Device {
+    Device { name: format!("{mark}{ORIGIN}"), uuid: format!("banger-{mark}{ORIGIN}") }
+}
+
+/// The image, and zeroes up to the wanted size.
+fn origin_table(size_bytes: u64, image: BlockDevice) -> io::Result<Vec<Target>> {
+    let sectors = size_bytes / SECTOR;
+    if !size_bytes.is_multiple_of(SECTOR) || sectors == 0 {
+        return Err(io::Error::other(format!("{size_bytes} bytes are no whole sectors")));
+    }
+    if sectors < image.sectors {
+        let image_bytes = image.sectors * SECTOR;
+        return Err(io::Error::other(format!(
+            "it is to have {size_bytes} bytes and the image has {image_bytes}"
+        )));
+    }
+    let mut table = vec![Target {
+        start: 0,
+        sectors: image.sectors,
+        kind: "linear",
+        parameters: format!("{} 0", numbered(image.number)),
+    }];
+    if sectors > image.sectors {
+        let (start, sectors) = (image.sectors, sectors - image.sectors);
+        table.push(Target { start, sectors, kind: "zero", parameters: String::new() });
+    }
+    Ok(table)
+}
+
+fn snapshot_table(size_bytes: u64, origin: u64, disk: BlockDevice) -> Vec<Target> {
+    let parameters = format!("{} {} P 8", numbered(origin), numbered(disk.number));
+    vec![Target { start: 0, sectors: size_bytes / SECTOR, kind: "snapshot", parameters }]
+}
+
+/// As device-mapper writes a device in its tables.
+fn numbered(device: u64) -> String {
+    format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device))
+}
+
+/// `SECTORS-USED/ALL METADATA`, or one word of what has gone wrong.
+fn check(status: &str) -> io::Result<()> {
+    if status.starts_with(|first: char| first.is_ascii_digit()) {
+        return Ok(());
+    }
+    Err(io::Error::other(format!("what was written cannot be read: the kernel says {status:?}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(sectors: u64) -> BlockDevice {
+        BlockDevice { number: rustix::fs::makedev(7, 300), sectors }
+    }
+
+    fn lines(table: &[Target]) -> Vec<String> {
+        table
+            .iter()
+            .map(|line| {
+                format!("{} {} {} {}", line.start, line.sectors, line.kind, line.parameters)
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_origin_is_the_image_and_zeroes_up_to_the_size() {
+        let table = origin_table(4096 * 512, image(1000)).unwrap();
+        assert_eq!(lines(&table), ["0 1000 linear 7:300 0", "1000 3096 zero "]);
+    }
+
+    #[test]
+    fn an_image_of_the_wanted_size_has_no_zeroes_behind_it() {
+        let table = origin_table(1000 * 512, image(1000)).unwrap();
+        assert_eq!(lines(&table), ["0 1000 linear 7:300 0"]);
+    }
+
+    #[test]
+    fn a_device_smaller_than_its_image_or_of_no_whole_sectors_is_an_error() {
+        for size in [0, 999 * 512, 1000 * 512 + 1] {
+            assert!(origin_table(size, image(1000)).is_err(), "{size}");
+        }
+    }
+
+    #[test]
+    fn what_was_written_has_room_for_every_chunk_and_its_description() {
+        // One chunk: the header, one chunk of metadata, the chunk, and one to spare.
+        assert_eq!(DmSnapshot::cow_bytes(1), 4 * 4096);
+        assert_eq!(DmSnapshot::cow_bytes(256 * 4096), (256 + 1 + 2) * 4096);
+        assert_eq!(DmSnapshot::cow_bytes(257 * 4096), (257 + 2 + 2) * 4096);
+    }
+
+    #[test]
+    fn only_a_count_of_sectors_is_a_good_status() {
+        check("16/4096 16").unwrap();
+        for bad in ["Invalid", "Overflow", "Merge failed", "Unknown", ""] {
+            assert!(check(bad).is_err(), "{bad}");
+        }
+    }
 }

@@ -1,0 +1,201 @@
+//! May it be done? Every request is judged here as if the daemon were its owner's enemy, before anything is touched, by
+//! what was written at install and by nothing else. Pure.
+//!
+//! What only the filesystem can tell (whose a file is, whether it is one) is judged where it is opened, on the open file:
+//! a name that was looked at may be another file a moment later.
+
+use std::fmt;
+
+use banger_host::helper_wire::Act;
+use banger_host::root::{DeviceSource, JailDevice, JailFile};
+use banger_host::{
+    Cgroup, Claim, DmSnapshot, Held, Installation, Jail, JailedVmm, Loop, LoopRole, Mark,
+    StateFile, Tap,
+};
+
+use crate::policy::Policy;
+
+/// Why something is not done: which part of the request, and by which rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    pub field: &'static str,
+    pub reason: String,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.field, self.reason)
+    }
+}
+
+/// Sockets in a jail that the daemon may speak to: Firecracker's API, and the way to the agent.
+const SOCKETS: [&str; 2] = ["api.sock", "agent.sock"];
+
+/// What Firecracker's jailer makes in a jail itself.
+const JAILERS_NAMES: [&str; 4] = ["firecracker", "dev", "run", "sys"];
+
+/// The most files, and the most devices, of one jail.
+const MOST_IN_JAIL: usize = 16;
+
+const MIB: u64 = 1 << 20;
+const TIB: u64 = 1 << 40;
+/// What a VMM may need beside its guest's memory.
+const MOST_OVERHEAD_BYTES: u64 = 1024 * MIB;
+/// The most processors of a Firecracker guest (`MAX_SUPPORTED_VCPUS`), which may be more than the host has, and one for
+/// its VMM.
+const MOST_GUEST_CPUS: u32 = 32 + 1;
+
+/// Refuses what this installation's daemon has no business with.
+///
+/// # Errors
+/// The first thing that is wrong with it.
+pub fn judge(act: &Act, policy: &Policy) -> Result<(), Refusal> {
+    match act {
+        Act::Acquire { claim } => judge_claim(claim, policy),
+        Act::Release { held } => judge_held(held, policy),
+        Act::List {} => Ok(()),
+        Act::Signal { mark, .. } => ours("mark", mark.installation(), policy),
+        Act::Connect { mark, name } => {
+            ours("mark", mark.installation(), policy)?;
+            rule(SOCKETS.contains(&name.as_str()), "name", || {
+                format!("{name:?} is none of {}", SOCKETS.join(", "))
+            })
+        }
+    }
+}
+
+fn judge_claim(claim: &Claim, policy: &Policy) -> Result<(), Refusal> {
+    judge_held(&claim.held(), policy)?;
+    match claim {
+        Claim::Cgroup(cgroup) => judge_cgroup(cgroup, policy),
+        Claim::Loop(claim) => judge_loop(claim),
+        Claim::DmSnapshot(dm) => judge_dm_snapshot(dm),
+        Claim::Bridge { .. } => Ok(()),
+        Claim::Tap(Tap { uid, .. }) => vmms_user("claim.uid", *uid, policy),
+        Claim::Jail(jail) => judge_jail(jail, policy),
+        // Its log is not the helper's.
+        Claim::JailedVmm(JailedVmm { uid, .. }) => vmms_user("claim.uid", *uid, policy),
+        Claim::VmFolder { .. } | Claim::Disk(_) | Claim::RunFolder { .. } | Claim::Vmm(_) => {
+            no_root(&claim.held())
+        }
+    }
+}
+
+fn judge_held(held: &Held, policy: &Policy) -> Result<(), Refusal> {
+    if !held.needs_root() {
+        return no_root(held);
+    }
+    ours(if held.mark().is_some() { "mark" } else { "installation" }, held.installation(), policy)
+}
+
+fn judge_cgroup(cgroup: &Cgroup, policy: &Policy) -> Result<(), Refusal> {
+    let Cgroup { mark: _, memory_max_bytes, cpu_percent, pids_max } = cgroup;
+    let most_memory = policy.machine.memory_bytes.saturating_add(MOST_OVERHEAD_BYTES);
+    limit("claim.memory_max_bytes", *memory_max_bytes, 64 * MIB, most_memory)?;
+    let most_cpu = policy.machine.cpus.max(MOST_GUEST_CPUS).saturating_mul(100);
+    limit("claim.cpu_percent", cpu_percent.map(u64::from), 1, most_cpu.into())?;
+    limit("claim.pids_max", pids_max.map(u64::from), 8, 4096)
+}
+
+fn judge_loop(Loop { mark, role, file }: &Loop) -> Result<(), Refusal> {
+    match role {
+        LoopRole::Image => in_folders("claim.file", file, &["images"]),
+        LoopRole::Disk => own_disk("claim.file", file, mark),
+    }
+}
+
+fn judge_dm_snapshot(DmSnapshot { mark: _, size_bytes }: &DmSnapshot) -> Result<(), Refusal> {
+    between("claim.size_bytes", *size_bytes, MIB, 16 * TIB)?;
+    rule(size_bytes.is_multiple_of(4096), "claim.size_bytes", || {
+        format!("{size_bytes} is not a whole number of blocks of 4096 bytes")
+    })
+}
+
+fn judge_jail(jail: &Jail, policy: &Policy) -> Result<(), Refusal> {
+    let Jail { mark: _, uid, files, devices } = jail;
+    vmms_user("claim.uid", *uid, policy)?;
+    at_most("claim.files", files.len())?;
+    at_most("claim.devices", devices.len())?;
+    let mut seen = Vec::new();
+    for JailFile { name, source } in files {
+        jail_name("claim.files.name", name, &mut seen)?;
+        in_folders("claim.files.source", source, &["kernels", "initramfs", "images"])?;
+    }
+    for JailDevice { name, source } in devices {
+        jail_name("claim.devices.name", name, &mut seen)?;
+        // All of them are of the jail's own mark: there is no way to name another's.
+        let (DeviceSource::Loop(_) | DeviceSource::DmSnapshot) = source;
+    }
+    Ok(())
+}
+
+/// What is made in a jail beside what the jailer makes there.
+fn jail_name<'a>(
+    field: &'static str,
+    name: &'a str,
+    seen: &mut Vec<&'a str>,
+) -> Result<(), Refusal> {
+    const LONGEST: usize = 31;
+    let first = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    let fits = name.len() <= LONGEST
+        && name.bytes().next().is_some_and(first)
+        && name.bytes().all(|b| first(b) || b == b'-');
+    rule(fits, field, || {
+        format!(
+            "{name:?} is not of 1 to {LONGEST} lower-case letters, digits and `-`, beginning with no `-`"
+        )
+    })?;
+    rule(!JAILERS_NAMES.contains(&name), field, || format!("{name:?} is made by the jailer"))?;
+    rule(!seen.contains(&name), field, || format!("{name:?} comes twice"))?;
+    seen.push(name);
+    Ok(())
+}
+
+fn in_folders(field: &'static str, file: &StateFile, folders: &[&str]) -> Result<(), Refusal> {
+    rule(folders.contains(&file.folder()) && file.as_str().contains('/'), field, || {
+        format!("{:?} is not in {}", file.as_str(), folders.join(", "))
+    })
+}
+
+fn own_disk(field: &'static str, file: &StateFile, mark: &Mark) -> Result<(), Refusal> {
+    rule(*file == StateFile::disk(mark), field, || {
+        format!("{:?} is not the disk of {mark}", file.as_str())
+    })
+}
+
+fn ours(field: &'static str, installation: &Installation, policy: &Policy) -> Result<(), Refusal> {
+    rule(*installation == policy.installation, field, || {
+        format!("it is of installation {installation}, not of {}", policy.installation)
+    })
+}
+
+fn vmms_user(field: &'static str, uid: u32, policy: &Policy) -> Result<(), Refusal> {
+    rule(policy.uids.contains(uid), field, || {
+        let last = policy.uids.first.saturating_add(policy.uids.count.saturating_sub(1));
+        format!("{uid} is none of the users of VMs, {} to {last}", policy.uids.first)
+    })
+}
+
+fn at_most(field: &'static str, count: usize) -> Result<(), Refusal> {
+    rule(count <= MOST_IN_JAIL, field, || format!("{count} are more than {MOST_IN_JAIL}"))
+}
+
+fn between(field: &'static str, value: u64, least: u64, most: u64) -> Result<(), Refusal> {
+    rule((least..=most).contains(&value), field, || {
+        format!("{value} is not from {least} to {most}")
+    })
+}
+
+/// A limit that must be there: where the helper is, the host can keep it.
+fn limit(field: &'static str, value: Option<u64>, least: u64, most: u64) -> Result<(), Refusal> {
+    let missing = || Refusal { field, reason: "there is no limit".to_owned() };
+    between(field, value.ok_or_else(missing)?, least, most)
+}
+
+fn no_root(held: &Held) -> Result<(), Refusal> {
+    Err(Refusal { field: "kind", reason: format!("{held} needs no root") })
+}
+
+fn rule(holds: bool, field: &'static str, reason: impl FnOnce() -> String) -> Result<(), Refusal> {
+    if holds { Ok(()) } else { Err(Refusal { field, reason: reason() }) }
+}

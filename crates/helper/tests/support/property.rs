@@ -1,0 +1,90 @@
+//! What holds of every request, whatever it is: it is understood or not, judged or not, and what passes is harmless by
+//! rules that are written down here once more, without the judge's code. The fuzzer and the mutation test share it.
+
+use banger_helper::judge::judge;
+use banger_helper::policy::{Machine, Policy, Uids};
+use banger_host::Installation;
+use banger_host::helper_wire::{parse_request, request};
+use serde_json::Value;
+
+const FIRST_UID: u64 = 1_900_000_000;
+const UIDS: u64 = 10_000;
+
+/// Panics when it does not hold. Gives whether the request was understood, and whether it was allowed.
+#[must_use]
+pub fn holds(bytes: &[u8]) -> (bool, bool) {
+    let Ok(act) = parse_request(bytes) else { return (false, false) };
+    let again = parse_request(&request(&act)).expect("what was understood can be said again");
+    assert_eq!(again, act);
+    let policy = Policy {
+        owner_uid: 1000,
+        installation: Installation::parse("0000").expect("4 of the alphabet"),
+        uids: Uids { first: 1_900_000_000, count: 10_000 },
+        machine: Machine { memory_bytes: 8 << 30, cpus: 4 },
+    };
+    if judge(&act, &policy).is_err() {
+        return (true, false);
+    }
+    let value = serde_json::to_value(&act).expect("an act is plain data");
+    harmless("", &value, mark_in(&value));
+    (true, true)
+}
+
+fn mark_in(act: &Value) -> &str {
+    let places = ["/claim/mark", "/held/mark", "/mark"];
+    places.iter().find_map(|place| act.pointer(place)?.as_str()).unwrap_or_default()
+}
+
+fn harmless(key: &str, value: &Value, mark: &str) {
+    match value {
+        Value::Object(fields) => fields.iter().for_each(|(key, value)| harmless(key, value, mark)),
+        Value::Array(items) => {
+            assert!(items.len() <= 16, "{key}");
+            items.iter().for_each(|item| harmless(key, item, mark));
+        }
+        Value::String(text) => harmless_text(key, text, mark),
+        Value::Number(number) => {
+            let number = number.as_u64().expect("no claim has another number");
+            let fits = match key {
+                "uid" => (FIRST_UID..FIRST_UID + UIDS).contains(&number),
+                "memory_max_bytes" => (1 << 26..=10 << 30).contains(&number),
+                "cpu_percent" => (1..=3300).contains(&number),
+                "pids_max" => (8..=4096).contains(&number),
+                "size_bytes" => (1 << 20..=16 << 40).contains(&number) && number % 4096 == 0,
+                "log_limit_bytes" => true,
+                _ => false,
+            };
+            assert!(fits, "{key} {number}");
+        }
+        Value::Null | Value::Bool(_) => panic!("{key} is {value}"),
+    }
+}
+
+fn harmless_text(key: &str, text: &str, mark: &str) {
+    let plain = |extra: &[u8]| {
+        !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || extra.contains(&b))
+    };
+    let fits = match key {
+        "mark" => text.len() == 15 && text.starts_with("bg0000-") && plain(b"-"),
+        "installation" => text == "0000",
+        "file" | "source" if text.contains('/') => {
+            let shared = ["images/", "kernels/", "initramfs/"].iter().any(|s| text.starts_with(s));
+            plain(b"/._-")
+                && text.split('/').all(|part| !part.is_empty() && !part.starts_with('.'))
+                && (shared || text == format!("vms/{mark}/disk.ext4"))
+        }
+        "source" | "loop" => ["dm_snapshot", "image", "disk"].contains(&text),
+        "name" => {
+            ["api.sock", "agent.sock"].contains(&text)
+                || (plain(b"-") && !["firecracker", "dev", "run"].contains(&text))
+        }
+        "role" => ["image", "disk"].contains(&text),
+        "signal" => ["HUP", "INT", "QUIT", "KILL", "TERM"].contains(&text),
+        "do" => ["acquire", "release", "list", "signal", "connect"].contains(&text),
+        "kind" => {
+            ["cgroup", "loop", "dm_snapshot", "bridge", "tap", "jail", "jailed_vmm"].contains(&text)
+        }
+        _ => false,
+    };
+    assert!(fits, "{key}: {text:?}");
+}

@@ -1,0 +1,24 @@
+//! The machine that the tests of all VMMs plan for.
+
+use banger_host::{Mark, StateFile};
+use banger_storage::Driver;
+
+use crate::Machine;
+
+pub(crate) fn machine(driver: &dyn Driver) -> Machine {
+    let file = |text| StateFile::parse(text).unwrap();
+    let (mark, image) = (Mark::parse("bg0000-11111111").unwrap(), file("images/i.ext4"));
+    Machine {
+        cpus: 2,
+        memory_mib: 512,
+        state: "/state".into(),
+        kernel: file("kernels/k/vmlinux"),
+        initramfs: file("initramfs/k.cpio"),
+        agent_words: vec!["banger.name=one".into()],
+        drives: driver.drives(&mark, &image),
+        storage: driver.run_claims(&mark, &image, 1 << 30),
+        uid: Some(1_900_000_000),
+        log_limit_bytes: 1 << 20,
+        mark,
+    }
+}
