@@ -11,7 +11,7 @@ use crate::programs::Call;
 use crate::project;
 use crate::report::Report;
 use crate::test;
-use crate::testhost::{self, Which};
+use crate::testhost;
 
 /// Where these tests keep the kernel and the images that they made, below the target folder.
 pub(crate) const CACHE: &str = "e2e-cache";
@@ -22,7 +22,7 @@ pub(crate) fn run(in_host: bool, filter: Option<&str>) -> Result<bool, Failure> 
     let log = &mut log;
     let mut report = Report::begin();
     if in_host {
-        in_test_host(&mut report, Which::E2e, filter, &target, log);
+        in_test_host(&mut report, &["banger-e2e"], filter, &target, log);
     } else if prepared(&mut report, log) {
         let built = report.stage("build", log, |log, _| build::all(Profile::Dev, &target, log));
         if let Some(built) = built {
@@ -35,7 +35,7 @@ pub(crate) fn run(in_host: bool, filter: Option<&str>) -> Result<bool, Failure> 
 /// All that it takes to run tests in the test host, from a machine that has nothing.
 pub(crate) fn in_test_host(
     report: &mut Report,
-    which: Which,
+    packages: &[&str],
     filter: Option<&str>,
     target: &Path,
     log: &mut Log,
@@ -46,7 +46,7 @@ pub(crate) fn in_test_host(
     let built = report.stage("build", log, |log, _| build::all(Profile::Dev, target, log));
     if let Some(built) = built {
         report.stage("tests in the test host", log, |log, sum| {
-            testhost::run_tests(which, filter, target, &built, log, sum)
+            testhost::run_tests(packages, filter, target, &built, log, sum)
         });
     }
 }

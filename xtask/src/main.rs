@@ -39,7 +39,7 @@ usage: cargo xtask VERB
                      in the test host; with FILTER only the tests whose names hold it
   e2e [--host] [-- FILTER]
                      of these the tests in real VMs on this machine, or those in the test host
-  testhost up | ssh [COMMAND] | down | status | run [-- FILTER]
+  testhost up | ssh [COMMAND] | down | status | run [--package PACKAGE] [-- FILTER]
                      a Debian machine with KVM and systemd, emulated: one to look into, or one for each test program
   tidy               the rules of this repository that no compiler checks
 ";
@@ -63,8 +63,12 @@ fn main() -> ExitCode {
             Ok(code) => return ExitCode::from(u8::try_from(code).unwrap_or(255)),
             Err(failure) => Err(failure),
         },
-        ["testhost", "run"] => testhost::run(None),
-        ["testhost", "run", "--", filter] => testhost::run(Some(filter)),
+        ["testhost", "run"] => testhost::run(&[], None),
+        ["testhost", "run", "--", filter] => testhost::run(&[], Some(filter)),
+        ["testhost", "run", "--package", package] => testhost::run(&[package], None),
+        ["testhost", "run", "--package", package, "--", filter] => {
+            testhost::run(&[package], Some(filter))
+        }
         ["testhost", "down"] => testhost::down().map(|()| true),
         ["testhost", "status"] => testhost::status().map(|()| true),
         ["tidy"] => tidy::run().map(|()| true),

@@ -26,6 +26,7 @@ pub(crate) struct Call {
     environment: Vec<(OsString, OsString)>,
     folder: Option<PathBuf>,
     most: Option<Duration>,
+    title: Option<String>,
 }
 
 /// How a program that worked came to its end.
@@ -67,6 +68,7 @@ impl Call {
             environment: Vec::new(),
             folder: None,
             most: None,
+            title: None,
         }
     }
 
@@ -96,8 +98,17 @@ impl Call {
         self
     }
 
+    /// What it is to be shown as, if not as one would type it.
+    pub(crate) fn titled(mut self, title: String) -> Self {
+        self.title = Some(title);
+        self
+    }
+
     /// As one would type it.
     pub(crate) fn shown(&self) -> String {
+        if let Some(title) = &self.title {
+            return title.clone();
+        }
         let program = Path::new(&self.program);
         let name = if program.file_name() == Some(OsStr::new("cargo")) {
             OsStr::new("cargo")

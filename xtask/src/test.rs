@@ -3,14 +3,15 @@
 //! A step that fails does not stop the ones that do not need it, so that one run tells all. Ends with the sum as cargo's
 //! test runner would say it, and once more in the short form `N passed, N failed` on the last line.
 
+use std::path::Path;
+
 use crate::build::{self, Profile};
 use crate::failure::Failure;
 use crate::host::Distribution;
 use crate::log::Log;
 use crate::programs::{Call, find};
 use crate::report::Report;
-use crate::testhost::{self, Which};
-use crate::{e2e, firecracker, packages, project, tidy};
+use crate::{e2e, firecracker, packages, project, testhost, tidy};
 
 /// Whether all is well. What is not has been shown when this returns, so that the sum is the last that is said.
 pub(crate) fn run(filter: Option<&str>) -> Result<bool, Failure> {
@@ -27,10 +28,9 @@ pub(crate) fn run(filter: Option<&str>) -> Result<bool, Failure> {
     });
     let Some(firecracker) = firecracker else { return Ok(report.close(log)) };
     // The image needs nothing built, and waits for the network and the disk where compilers wait for processors.
-    let mut image_log = Log::beside(&target, "testhost-image")?;
-    let image = std::thread::spawn({
+    let image = filter.is_none().then(|| {
         let target = target.clone();
-        move || testhost::ensure_image(&target, &mut image_log)
+        std::thread::spawn(move || image_beside(&target))
     });
 
     if filter.is_none() {
@@ -45,19 +45,27 @@ pub(crate) fn run(filter: Option<&str>) -> Result<bool, Failure> {
             sum.add(line);
         })
     });
-    let image = image.join().unwrap_or_else(|_| Err(Failure::new("making the image panicked")));
-    let image = report.stage("test host", log, |_, _| image);
+    let image = report.stage("test host", log, |_, _| match image {
+        Some(image) => image.join().unwrap_or_else(|_| Err(Failure::new("making it panicked"))),
+        None => Ok(()),
+    });
     if let Some(built) = built {
         e2e::here(&mut report, &built, filter, log);
         if image.is_some() {
             report.stage("tests in the test host", log, |log, sum| {
-                testhost::run_tests(Which::All, filter, &target, &built, log, sum)
+                testhost::run_tests(&[], filter, &target, &built, log, sum)
             });
         }
     } else {
         report.fail(Failure::new("the tests in VMs and in the test host were not run"));
     }
     Ok(report.close(log))
+}
+
+fn image_beside(target: &Path) -> Result<(), Failure> {
+    let mut log = Log::beside(target, "testhost-image")?;
+    testhost::ensure_image(target, &mut log)
+        .map_err(|failure| failure.remedy(format!("its output is in {}", log.path().display())))
 }
 
 fn clippy() -> Call {

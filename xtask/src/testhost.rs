@@ -37,13 +37,6 @@ pub(crate) use suite::REASONS;
 /// The host of a person, among those of test runs, which are named by our process ids.
 const PERSONS: &str = "up";
 
-/// Which test programs are run there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Which {
-    All,
-    E2e,
-}
-
 fn places(target: &Path) -> PathBuf {
     target.join("testhost")
 }
@@ -53,16 +46,15 @@ pub(crate) fn ensure_image(target: &Path, log: &mut Log) -> Result<(), Failure> 
     image::ensure(&places(target), log).map(drop)
 }
 
-/// Runs the tests of the test host. The programs under test are in `built`.
+/// Runs the tests of the test host, of these packages or of all. The programs under test are in `built`.
 pub(crate) fn run_tests(
-    which: Which,
+    packages: &[&str],
     filter: Option<&str>,
     target: &Path,
     built: &Path,
     log: &mut Log,
     sum: &mut Sum,
 ) -> Result<(), Failure> {
-    let packages: &[&str] = if which == Which::E2e { &["banger-e2e"] } else { &[] };
     let plans = suite::plans(test_programs::build(packages, log)?, filter)?;
     if plans.is_empty() {
         log.line("none of these tests is for the test host");
@@ -72,7 +64,9 @@ pub(crate) fn run_tests(
     let image = image::ensure(&places, log)?;
     let frozen = frozen::ensure(&places, &image, log)?;
     let firecracker = firecracker::ensure(target, log)?;
-    e2e::ensure_cache(built, log)?;
+    if suite::need_cache(&plans) {
+        e2e::ensure_cache(built, log)?;
+    }
     let cache = disks::cache(&places, &target.join(e2e::CACHE))?;
     sweep(&places)?;
     let folder = places.join("run").join(std::process::id().to_string());
@@ -92,13 +86,13 @@ pub(crate) fn run_tests(
     outcome
 }
 
-/// `testhost run`: everything that is run there, and whether all is well.
-pub(crate) fn run(filter: Option<&str>) -> Result<bool, Failure> {
+/// `testhost run`: what is run there, of these packages or of all, and whether all is well.
+pub(crate) fn run(packages: &[&str], filter: Option<&str>) -> Result<bool, Failure> {
     let target = project::target()?;
     let mut log = Log::create(&target, "testhost")?;
     let log = &mut log;
     let mut report = Report::begin();
-    e2e::in_test_host(&mut report, Which::All, filter, &target, log);
+    e2e::in_test_host(&mut report, packages, filter, &target, log);
     Ok(report.close(log))
 }
 

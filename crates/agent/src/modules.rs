@@ -1,8 +1,8 @@
 //! Loads the kernel modules that the kernel's own cpio brought, in the order that its list says.
 //!
-//! `list` has one line per module: `boot FILE` for what the disks and the port need, `vsock FILE` for what the host's
-//! vsock connection needs where there is one (the transport last), `late FILE` for what can wait until the guest is ready.
-//! A loaded module's file is removed, since the initramfs is memory.
+//! `list` has one line per module, `boot FILE` or `late FILE`: what the disks and the port need, and what can wait until
+//! the guest is ready. A host that comes by vsock needs some of the late ones before (vsock.rs). A loaded module's file is
+//! removed, since the initramfs is memory.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -16,8 +16,6 @@ const FOLDER: &str = "/lib/banger/modules";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum When {
     Boot,
-    /// In vsock.rs, one by one; with the late ones where nobody did.
-    Vsock,
     Late,
 }
 
@@ -26,7 +24,7 @@ pub(crate) enum ModuleError {
     #[error("cannot read the list of kernel modules, {FOLDER}/list")]
     List(#[source] io::Error),
     #[error(
-        "the list of kernel modules has the line {0:?}, which is none of \"boot FILE\", \"vsock FILE\", \"late FILE\""
+        "the list of kernel modules has the line {0:?}, which is neither \"boot FILE\" nor \"late FILE\""
     )]
     Line(String),
     #[error("cannot load the kernel module {file}")]
@@ -54,8 +52,8 @@ pub(crate) fn load_late(
     folder: &OwnedFd,
     mut failed: impl FnMut(ModuleError),
 ) -> Result<(), ModuleError> {
-    for file in files(folder, When::Vsock)?.iter().chain(&files(folder, When::Late)?) {
-        match load_one(folder, file) {
+    for file in files(folder, When::Late)? {
+        match load_one(folder, &file) {
             // One that is loaded already, by vsock.rs or by a server that was here before us, is gone.
             Err(ModuleError::Load { cause, .. }) if cause.kind() == io::ErrorKind::NotFound => {}
             Err(error) => failed(error),
@@ -80,7 +78,6 @@ fn parse(text: &str, wanted: When) -> Result<Vec<&str>, ModuleError> {
     for line in text.lines() {
         let (when, file) = match line.split_once(' ') {
             Some(("boot", file)) => (When::Boot, file),
-            Some(("vsock", file)) => (When::Vsock, file),
             Some(("late", file)) => (When::Late, file),
             _ => return Err(ModuleError::Line(line.to_owned())),
         };
@@ -111,9 +108,8 @@ mod tests {
 
     #[test]
     fn each_time_has_its_modules_in_the_order_of_the_list() {
-        let text = "boot virtio_ring.ko\nlate nft.ko\nvsock vsock.ko\nboot virtio.ko\n";
+        let text = "boot virtio_ring.ko\nlate nft.ko\nboot virtio.ko\n";
         assert_eq!(parse(text, When::Boot).unwrap(), ["virtio_ring.ko", "virtio.ko"]);
-        assert_eq!(parse(text, When::Vsock).unwrap(), ["vsock.ko"]);
         assert_eq!(parse(text, When::Late).unwrap(), ["nft.ko"]);
     }
 

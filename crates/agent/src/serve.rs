@@ -49,16 +49,26 @@ fn run_in_guest(init: &OsStr, inheritance: Inheritance) -> Result<Infallible, Se
     let boot_id =
         std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(ServeError::BootId)?;
     let boot_id = boot_id.trim_end().to_owned();
+    let port = match listener {
+        Some(listener) => Port::Vsock(listener),
+        None => Port::Serial(port::open()?),
+    };
     let guest = Arc::new(Guest::new(Init::of(Path::new(init))));
     runtime()?.block_on(async {
         outlive_shutdown().map_err(ServeError::Runtime)?;
         let (tell, ready) = tokio::sync::oneshot::channel();
         drop(tokio::spawn(after_ready(ready, Arc::clone(&guest), modules)));
-        match listener {
-            Some(listener) => Ok(vsock::serve(listener, guest, boot_id, tell).await?),
-            None => Ok(port::serve(port::open()?, guest, &boot_id, tell).await?),
+        match port {
+            Port::Vsock(listener) => Ok(vsock::serve(listener, guest, boot_id, tell).await?),
+            Port::Serial(port) => Ok(port::serve(port, guest, &boot_id, tell).await?),
         }
     })
+}
+
+/// Where the host comes to.
+enum Port {
+    Vsock(OwnedFd),
+    Serial(OwnedFd),
 }
 
 /// What can wait until the host has its answer, or until it seems that none will come.

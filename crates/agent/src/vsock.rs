@@ -34,7 +34,7 @@ use crate::session::{self, Buffered};
 use crate::watched::watch;
 use crate::wire::Lines;
 
-/// The module that starts the device, whose file has either name.
+/// The module that starts the device; its file's name may have either sign.
 const TRANSPORT: [&str; 2] = ["vmw_vsock_virtio_transport.ko", "vmw-vsock-virtio-transport.ko"];
 
 #[derive(Debug, thiserror::Error)]
@@ -42,11 +42,7 @@ pub(crate) enum VsockError {
     #[error("cannot load what vsock needs")]
     Module(#[from] ModuleError),
     #[error(
-        "this kernel was imported by an older banger, which left out what vsock needs: import it again"
-    )]
-    OldKernel,
-    #[error(
-        "this kernel has no vsock, neither built in nor as a module of the archive that came with it"
+        "this kernel has no vsock, neither built in nor as a module in the archive that was made at its import"
     )]
     NoVsock,
     #[error("cannot listen on the vsock port {VSOCK_PORT}")]
@@ -57,27 +53,28 @@ pub(crate) enum VsockError {
 
 /// Listens, then lets the host in. `modules` is the folder of the kernel's modules.
 pub(crate) fn open(modules: Option<&OwnedFd>) -> Result<OwnedFd, VsockError> {
-    let (files, late) = match modules {
-        Some(folder) => (modules::files(folder, When::Vsock)?, modules::files(folder, When::Late)?),
-        None => (Vec::new(), Vec::new()),
-    };
-    if late.iter().any(|file| TRANSPORT.contains(&file.as_str())) && files.is_empty() {
-        return Err(VsockError::OldKernel);
-    }
-    let load = |files: &[String]| {
-        let folder =
-            modules.into_iter().flat_map(|folder| files.iter().map(move |file| (folder, file)));
-        folder.into_iter().try_for_each(|(folder, file)| modules::load_one(folder, file))
-    };
-    // The transport is the last of them: the others are what it depends on.
-    let (before, transport) = files.split_at(files.len().saturating_sub(1));
-    load(before)?;
-    let listener = listener()?;
-    load(transport)?;
-    if transport.is_empty() {
+    let Some((folder, files)) = transport(modules)? else {
+        let listener = listener()?;
         console::say("listening for the host");
-    }
+        return Ok(listener);
+    };
+    let (transport, before) = files.split_last().expect("the transport is one of them");
+    before.iter().try_for_each(|file| modules::load_one(folder, file))?;
+    let listener = listener()?;
+    modules::load_one(folder, transport)?;
     Ok(listener)
+}
+
+/// The folder, and the files of the transport and of what it depends on, in the order in which they load; `None` when the
+/// kernel does not have it as a module.
+fn transport(modules: Option<&OwnedFd>) -> Result<Option<(&OwnedFd, Vec<String>)>, ModuleError> {
+    let Some(folder) = modules else { return Ok(None) };
+    let mut files = modules::files(folder, When::Late)?;
+    let place = files.iter().position(|file| TRANSPORT.contains(&file.as_str()));
+    Ok(place.map(|place| {
+        files.truncate(place + 1);
+        (folder, files)
+    }))
 }
 
 fn listener() -> Result<OwnedFd, VsockError> {

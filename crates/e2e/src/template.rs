@@ -16,7 +16,7 @@ use crate::programs::{built, must, new, target};
 use crate::{BUSYBOX, PANICKING, SYSTEMD};
 
 /// The file that says that a template is whole. Its number changes when an older template no longer serves.
-const COMPLETE: &str = "complete-2";
+const COMPLETE: &str = "complete-3";
 
 /// The template's home.
 #[must_use]
@@ -57,6 +57,8 @@ fn make(home: &Path, cache: &Path) {
     // The default image, with what a user gets who names none.
     banger(home, &["vm", "create", "--name", "maker", "--image", SYSTEMD]).succeeds();
     banger(home, &["vm", "delete", "maker"]).succeeds();
+    // And an initramfs.
+    banger(home, &["vm", "run", "--rm", "--image", BUSYBOX, "--", "true"]).succeeds();
     banger(home, &["daemon", "stop"]).succeeds();
 }
 

@@ -83,6 +83,7 @@ mod tests {
 
     use super::*;
     use crate::command::tests::shell;
+    use crate::socket::tests::bind_only;
 
     fn awaited(folder: &std::path::Path) -> Awaited {
         Awaited::in_folder(std::fs::File::open(folder).unwrap().into()).unwrap()
@@ -105,7 +106,7 @@ mod tests {
             let path = folder.path().join("a.sock");
             // Another file first, then a socket on which nobody listens yet.
             std::fs::write(folder.path().join("other"), b"").unwrap();
-            drop(UnixListener::bind(&path).unwrap());
+            let _deaf = bind_only(&path);
             assert!(other.wait("a.sock", &process, Duration::from_millis(20)).is_err());
             assert!(!waiting.is_finished());
             std::fs::remove_file(&path).unwrap();

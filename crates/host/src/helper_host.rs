@@ -109,7 +109,8 @@ impl Host for HelperHost {
         let act = Act::Acquire { claim: claim.clone() };
         let Claim::JailedVmm(vmm) = claim else { return self.ask(&act, &[]).map(drop) };
         if root::watch_jailed(&vmm.mark)?.is_some() {
-            return Ok(());
+            // It has its log; but whoever started it may have died before it served.
+            return self.ask(&act, &[]).map(drop);
         }
         // Our end is closed when this returns: the log ends with the VMM, or at once if there is none.
         let console = self.local.start_jail_log(vmm)?;

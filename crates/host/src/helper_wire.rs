@@ -38,7 +38,8 @@ const HELD_PER_REPLY: usize = 256;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Act {
-    /// As [`crate::Host::acquire`]. A jailed VMM comes with one open file: the end of a pipe that is written to.
+    /// As [`crate::Host::acquire`]. A jailed VMM comes with one open file: the end of a pipe that is written to. It comes
+    /// without when it runs already.
     Acquire { claim: Claim },
     /// As [`crate::Host::release`].
     Release { held: Held },
@@ -74,9 +75,9 @@ impl Act {
         }
     }
 
-    /// How many open files come with it.
+    /// How many open files come with it at most.
     #[must_use]
-    pub fn files(&self) -> usize {
+    pub fn most_files(&self) -> usize {
         usize::from(matches!(self, Act::Acquire { claim: Claim::JailedVmm(_) }))
     }
 }

@@ -22,6 +22,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
+use rustix::event::{Timespec, poll};
+
 pub use abilities::{Abilities, abilities};
 pub use cgroup::Cgroup;
 pub use dm_snapshot::DmSnapshot;
@@ -170,6 +172,13 @@ impl Root {
 /// When the processes cannot be looked at.
 pub fn watch_jailed(mark: &Mark) -> Result<Option<Watched>, HostError> {
     jailed_vmm::watch(mark)
+}
+
+/// Between two tries of what the kernel tells no event of: 10 ms.
+fn pause() {
+    let timeout = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
+    // A signal only makes it shorter.
+    let _timed_out = poll(&mut [], Some(&timeout));
 }
 
 fn not_roots(held: &Held) -> HostError {

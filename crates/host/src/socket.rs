@@ -65,7 +65,7 @@ pub(crate) fn connect_in(folder: impl AsFd, name: &str) -> io::Result<UnixStream
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::io::{Read, Write};
 
     use super::*;
@@ -103,10 +103,17 @@ mod tests {
     #[test]
     fn nobody_listening_is_an_error_at_once() {
         let root = tempfile::tempdir().unwrap();
-        drop(listen(root.path(), "a.sock").unwrap());
-        assert_eq!(
-            connect(root.path(), "a.sock").unwrap_err().kind(),
-            ErrorKind::ConnectionRefused
-        );
+        let _deaf = bind_only(&root.path().join("a.sock"));
+        let error = connect(root.path(), "a.sock").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+    }
+
+    /// A socket that nobody listens on, whichever child of another test still holds a copy of its fd.
+    pub(crate) fn bind_only(path: &Path) -> OwnedFd {
+        let socket =
+            socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None);
+        let socket = socket.unwrap();
+        rustix::net::bind(&socket, &SocketAddrUnix::new(path).unwrap()).unwrap();
+        socket
     }
 }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 use serde::{Deserialize, Serialize};
 
 use crate::awaited::{Awaited, DEADLINE};
@@ -106,11 +106,11 @@ pub(crate) fn acquire(
         confined: None,
     };
     let child = started.spawn().map_err(failed)?;
+    // Nobody has reaped it yet, so the number is still its own.
+    let process = Watched::open(Pid::from_child(&child)).map_err(failed)?;
     children.add(&child).map_err(failed)?;
     let Some((name, made)) = made else { return Ok(()) };
-    let ended =
-        || HostError::because(format!("start {}", program.display()), "it has ended at once");
-    let process = watch(&vmm.mark)?.ok_or_else(ended)?;
+    let process = process.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
     made.wait(name, &process, DEADLINE).map_err(failed)
 }
 

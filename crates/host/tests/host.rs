@@ -5,7 +5,7 @@ mod common;
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -61,8 +61,7 @@ impl Snapshot {
 
     /// The device's node.
     fn path(&self) -> PathBuf {
-        let name = self.mark.to_string();
-        node(&name).unwrap_or_else(|| panic!("there is no device {name}"))
+        Path::new("/dev/mapper").join(self.mark.to_string())
     }
 
     fn origin(&self) -> String {
@@ -94,18 +93,17 @@ fn node(name: &str) -> Option<PathBuf> {
 }
 
 /// As `losetup` would tell.
-fn loop_of(snapshot: &Snapshot, role: LoopRole) -> String {
+fn loop_of(world: &World, snapshot: &Snapshot, role: LoopRole) -> String {
     let Claim::Loop(claim) = &snapshot.loops[usize::from(role == LoopRole::Disk)] else { panic!() };
-    let wanted = format!("vms/{}", snapshot.mark);
-    let wanted = if role == LoopRole::Disk { wanted.as_str() } else { claim.file.as_str() };
+    let wanted = claim.file.below(world.state());
     for entry in fs::read_dir("/sys/block").unwrap() {
         let path = entry.unwrap().path();
         let file = fs::read_to_string(path.join("loop/backing_file")).unwrap_or_default();
-        if file.contains(wanted) {
+        if file.trim_end() == wanted.to_str().unwrap() {
             return fs::read_to_string(path.join("dev")).unwrap().trim().to_owned();
         }
     }
-    panic!("no loop over {wanted}");
+    panic!("no loop over {}", wanted.display());
 }
 
 fn dmsetup(args: &[&str]) {
@@ -143,6 +141,7 @@ fn what_was_written_is_there_at_the_next_start_and_the_image_stays_as_it_was() {
         for _ in 0..2 {
             snapshot.release(world);
             assert_eq!(world.root.list().unwrap(), []);
+            assert!(snapshot.path().symlink_metadata().is_err());
         }
         snapshot.acquire(world);
         let device = File::open(snapshot.path()).unwrap();
@@ -188,7 +187,7 @@ fn every_half_made_device_is_listed_completed_and_released() {
             for step in 0..6 {
                 let snapshot = Snapshot::new(world);
                 snapshot.acquire_loops(world);
-                make_half(&snapshot, step);
+                make_half(world, &snapshot, step);
                 let held = snapshot.device.held();
                 assert!(world.root.list().unwrap().contains(&held), "step {step}");
                 if complete {
@@ -198,17 +197,18 @@ fn every_half_made_device_is_listed_completed_and_released() {
                 snapshot.release(world);
                 assert_eq!(world.root.list().unwrap(), [], "step {step}");
                 assert_eq!(node(&snapshot.origin()), None);
+                assert!(snapshot.path().symlink_metadata().is_err());
             }
         }
     });
 }
 
 /// Makes it by hand, up to this step of six.
-fn make_half(snapshot: &Snapshot, last: u32) {
+fn make_half(world: &World, snapshot: &Snapshot, last: u32) {
     let (name, origin) = (snapshot.mark.to_string(), snapshot.origin());
     let (uuid, origin_uuid) = (format!("banger-{name}"), format!("banger-{origin}"));
     let image = IMAGE / 512;
-    let linear = format!("0 {image} linear {} 0", loop_of(snapshot, LoopRole::Image));
+    let linear = format!("0 {image} linear {} 0", loop_of(world, snapshot, LoopRole::Image));
     let zero = format!("{image} {} zero", (SIZE - IMAGE) / 512);
     let script = |step| match step {
         0 => dmsetup(&["create", &origin, "-u", &origin_uuid, "--notable"]),
@@ -218,7 +218,7 @@ fn make_half(snapshot: &Snapshot, last: u32) {
         4 => {
             let number = fs::metadata(node(&origin).unwrap()).unwrap().rdev();
             let number = format!("{}:{}", rustix::fs::major(number), rustix::fs::minor(number));
-            let disk = loop_of(snapshot, LoopRole::Disk);
+            let disk = loop_of(world, snapshot, LoopRole::Disk);
             let table = format!("0 {} snapshot {number} {disk} P 8", SIZE / 512);
             dmsetup(&["load", &name, "--table", &table]);
         }
@@ -273,11 +273,14 @@ fn foreign_devices_of_our_names_are_errors_and_are_not_removed() {
         snapshot.acquire_loops(world);
         let name = snapshot.mark.to_string();
         dmsetup(&["create", &name, "-u", "somebody-elses", "--table", "0 8 zero"]);
-        assert!(world.root.acquire(&snapshot.device, None).is_err());
         assert!(!world.root.list().unwrap().contains(&snapshot.device.held()));
+        assert!(world.root.acquire(&snapshot.device, None).is_err());
         world.root.release(&snapshot.device.held()).unwrap();
+        assert!(!world.root.list().unwrap().contains(&snapshot.device.held()));
         assert!(node(&name).is_some());
+        assert!(snapshot.path().exists(), "udev's link to it");
         dmsetup(&["remove", "--retry", &name]);
+        assert!(snapshot.path().symlink_metadata().is_err());
 
         let uuid = format!("banger-{name}");
         dmsetup(&["create", &name, "-u", &uuid, "--table", "0 8 zero"]);

@@ -1,10 +1,9 @@
 //! Which of a kernel's modules a guest needs, and in what order they load. Reads each module's own `.modinfo`
 //! (MODULE_INFO in the kernel's include/linux/moduleparam.h): no depmod, no files made by one.
 //!
-//! The archive holds `/lib/banger/modules/list`, whose lines say `boot FILE`, `vsock FILE` or `late FILE` in load order,
-//! and the files themselves, unpacked. `boot` is what the root disk and a serial channel to the agent need, `vsock` what a
-//! vsock channel needs, its transport last; `late` may load after the agent is up. A module that is built in, or that this
-//! kernel does not have, is not in the list.
+//! The archive holds `/lib/banger/modules/list`, whose lines say `boot FILE` or `late FILE` in load order, and the files
+//! themselves, unpacked. `boot` is what the root disk and a serial channel to the agent need; `late` may load after the
+//! agent is up, and begins with what a vsock channel needs, whose agent loads that first. A module that is built in, or that this kernel does not have, is not in the list.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -33,11 +32,9 @@ const BOOT: [&str; 8] = [
 /// processor's own is many times as fast as the generic one.
 const BOOT_IF_PRESENT: [&str; 2] = ["crc32c_generic", "crc32c_intel"];
 
-/// For a channel over vsock. The agent loads it last, when it listens.
-const VSOCK: [&str; 1] = ["vmw_vsock_virtio_transport"];
-
 /// What systemd, containers, sshfs, VPNs and image tools in a guest ask for, and the guest's devices.
-const LATE: [&str; 10] = [
+const LATE: [&str; 11] = [
+    "vmw_vsock_virtio_transport",
     "virtio_net",
     "virtio_rng",
     "virtio_balloon",
@@ -158,11 +155,11 @@ pub(crate) struct Modules {
     builtin: BTreeSet<String>,
 }
 
-/// A module, and what it is needed for: the first word of its line.
+/// A module's file, and whether it is needed to boot.
 #[derive(Debug, PartialEq, Eq)]
 struct Load<'a> {
-    when: &'static str,
     name: &'a str,
+    boot: bool,
 }
 
 impl Modules {
@@ -234,7 +231,13 @@ impl Modules {
             }
             let list: String = loads
                 .iter()
-                .map(|load| format!("{} {}\n", load.when, self.by_name[load.name].file))
+                .map(|load| {
+                    format!(
+                        "{} {}\n",
+                        if load.boot { "boot" } else { "late" },
+                        self.by_name[load.name].file
+                    )
+                })
                 .collect();
             cpio.file(&format!("{FOLDER}/list"), 0o644, list.as_bytes())
         })();
@@ -280,16 +283,12 @@ impl Modules {
         }
         self.want(&BOOT_IF_PRESENT, &mut order)?;
         let boot = order.len();
-        self.want(&VSOCK, &mut order)?;
-        let vsock = order.len();
         self.want(&LATE, &mut order)?;
-        let when = |index| match index {
-            _ if index < boot => "boot",
-            _ if index < vsock => "vsock",
-            _ => "late",
-        };
-        let loads = order.into_iter().enumerate();
-        Ok(loads.map(|(index, name)| Load { when: when(index), name }).collect())
+        Ok(order
+            .into_iter()
+            .enumerate()
+            .map(|(index, name)| Load { name, boot: index < boot })
+            .collect())
     }
 
     /// Appends what is there of `names`, and that can be loaded.
@@ -416,10 +415,7 @@ pub(crate) mod tests {
         let loads = modules.loads().unwrap();
         loads
             .iter()
-            .map(|load| match load.when {
-                "boot" => load.name.to_owned(),
-                when => format!("{when}:{}", load.name),
-            })
+            .map(|load| format!("{}{}", if load.boot { "" } else { "late:" }, load.name))
             .collect()
     }
 
@@ -482,29 +478,24 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_vsock_needs_is_kept_apart_and_its_transport_comes_last() {
-        let transport = ("vmw_vsock_virtio_transport.ko", &["depends=vsock,virtio_common"][..]);
-        let present: [(&str, &[&str]); 5] = [
-            ("fuse.ko", &[]),
-            ("vsock.ko", &[]),
-            transport,
-            ("virtio_common.ko", &["depends=vsock"]),
-            ("virtio_rng.ko", &[]),
-        ];
+    fn what_a_vsock_channel_needs_comes_before_all_that_may_wait() {
+        let found = order(&modules(
+            &ALL,
+            &[
+                ("virtio_net.ko", &[]),
+                ("vmw_vsock_virtio_transport.ko", &["depends=vsock,virtio_common"]),
+                ("virtio_common.ko", &["depends=vsock"]),
+                ("vsock.ko", &[]),
+            ],
+        ));
         assert_eq!(
-            order(&modules(&ALL, &present)),
+            found,
             [
-                "vsock:vsock",
-                "vsock:virtio_common",
-                "vsock:vmw_vsock_virtio_transport",
-                "late:virtio_rng",
-                "late:fuse",
+                "late:vsock",
+                "late:virtio_common",
+                "late:vmw_vsock_virtio_transport",
+                "late:virtio_net"
             ]
-        );
-        assert_eq!(
-            order(&modules(&ALL, &[transport])),
-            [""; 0],
-            "a transport that cannot be loaded is none"
         );
     }
 

@@ -158,7 +158,9 @@ impl Bare {
         claims.push(Claim::Vmm(banger_host::Vmm {
             mark,
             program: self.program.clone(),
-            args: ["--id", &id, "--api-sock", &socket].map(String::from).to_vec(),
+            args: ["--id", &id, "--api-sock", &socket, "--level", "Error"]
+                .map(String::from)
+                .to_vec(),
             sockets: Vec::new(),
             makes: Some(API_SOCKET.to_owned()),
             log_limit_bytes: machine.log_limit_bytes,

@@ -33,7 +33,7 @@ const KEPT: usize = 20;
 
 /// Keeps it in a new folder whose name begins with `place`, which it gives.
 pub(super) fn keep(
-    machine: &Machine,
+    machine: &mut Machine,
     folder: &Path,
     place: &Path,
     output: &[String],
@@ -49,18 +49,27 @@ pub(super) fn keep(
         // It may have said nothing.
         drop(fs::copy(folder.join(name), kept.join(name)));
     }
-    // A host that is gone, or does not answer in time, has nothing to tell: what it said is what there is.
-    for (name, line) in QUESTIONS {
-        let mut lines = Log::at(&kept.join(name))?;
-        if machine.ssh().call(line).within(ANSWER).watch(&mut lines, |_| {}).is_err() {
-            break;
-        }
-    }
-    if machine.ssh().call(RECORDS).within(ANSWER).succeeds() {
-        machine.ssh().fetch("/cache/records.tar", &kept.join("records.tar"))?;
+    if !machine.is_gone(Duration::ZERO) {
+        ask(machine, &kept)?;
     }
     forget(&kept)?;
     Ok(kept)
+}
+
+/// What the host itself can tell. One that does not answer in time is asked nothing more.
+fn ask(machine: &Machine, kept: &Path) -> Result<(), Failure> {
+    for (name, line) in QUESTIONS {
+        let mut lines = Log::at(&kept.join(name))?;
+        let told = machine.ssh().call(line).within(ANSWER).watch(&mut lines, |_| {});
+        if let Err(failure) = told {
+            lines.line(&failure.to_string());
+            return Ok(());
+        }
+    }
+    if machine.ssh().ask(RECORDS).is_ok() {
+        machine.ssh().fetch("/cache/records.tar", &kept.join("records.tar"))?;
+    }
+    Ok(())
 }
 
 /// Removes the oldest beside `newest`, by their names, which begin with their times.

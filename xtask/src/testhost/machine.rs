@@ -25,7 +25,7 @@ const MEMORY: &str = "4096M";
 /// Whose machine it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Lease {
-    /// Ours: it ends with us, and at its reboot, which nobody asked for.
+    /// Ours: it ends with the thread that started it (PR_SET_PDEATHSIG(2const)), and at its reboot, which nobody asked for.
     Ours,
     /// A person's: it stays when we end, and may be rebooted.
     Free,

@@ -38,7 +38,8 @@ impl Ssh {
 
     /// A line for root's shell there.
     pub(super) fn call(&self, line: &str) -> Call {
-        self.ssh().args(["-o", "ControlMaster=no", "root@127.0.0.1", line])
+        let title = format!("testhost: {line}");
+        self.ssh().args(["-o", "ControlMaster=no", "root@127.0.0.1", line]).titled(title)
     }
 
     /// root's shell there, for a person.
@@ -46,9 +47,9 @@ impl Ssh {
         self.ssh().args(["-o", "ControlMaster=no", "root@127.0.0.1"])
     }
 
-    /// What a short line for the shell says.
+    /// What a short line for the shell says. One that hangs is ended there: here the shared connection would hold its pipe.
     pub(super) fn ask(&self, line: &str) -> Result<String, Failure> {
-        self.call(line).output()
+        self.call(&format!("timeout 120 sh -c {}", quoted(line))).output()
     }
 
     /// Copies one file from there.

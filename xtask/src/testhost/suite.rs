@@ -53,6 +53,8 @@ pub(super) fn plans(
     filter: Option<&str>,
 ) -> Result<Vec<Plan>, Failure> {
     let mut plans = Vec::new();
+    let mut programs = programs;
+    programs.sort_by_key(TestProgram::title);
     for program in programs {
         let elsewhere = program.elsewhere(filter)?;
         let is_everywhere =
@@ -129,6 +131,8 @@ pub(super) fn run(
 struct Progress {
     passed: Vec<String>,
     failed: Vec<String>,
+    /// How many have passed: what the closing lines say, which count those whose own line was torn by other output.
+    count: u64,
     output: Vec<String>,
 }
 
@@ -146,8 +150,10 @@ fn run_plan(plan: &Plan, ground: &Ground<'_>, log: &mut Log, sum: &mut Sum) -> R
     let mut all_failed = Vec::new();
     for attempt in 1..=2 {
         let folder = ground.folder.join(format!("{}-{attempt}", title.replace('/', "-")));
+        let begun = Instant::now();
         let mut machine =
             ground.frozen.thaw(&folder, ground.programs, ground.cache, Lease::Ours)?;
+        log.line(&format!("\na host for {title}, in {:.1} s", begun.elapsed().as_secs_f64()));
         let mut progress = Progress::default();
         let outcome = match machine.prepare(ground.target) {
             Ok(()) => run_parts(&mut machine, plan, &parts, ground, &folder, log, &mut progress),
@@ -162,7 +168,7 @@ fn run_plan(plan: &Plan, ground: &Ground<'_>, log: &mut Log, sum: &mut Sum) -> R
             None
         } else {
             Some(evidence::keep(
-                &machine,
+                &mut machine,
                 &folder,
                 &ground.failures.join(title.replace('/', "-")),
                 &progress.output,
@@ -175,7 +181,7 @@ fn run_plan(plan: &Plan, ground: &Ground<'_>, log: &mut Log, sum: &mut Sum) -> R
         let repeats_all =
             plan.parts.len() > 1 && matches!(outcome, Outcome::HostDied) && attempt == 1;
         if !repeats_all {
-            sum.passed += progress.passed.len() as u64;
+            sum.passed += progress.count;
             sum.failed += progress.failed.len() as u64;
             all_failed.append(&mut progress.failed);
             for part in &mut parts {
@@ -245,21 +251,25 @@ fn run_part(
     progress: &mut Progress,
 ) -> Outcome {
     let call = machine.ssh().call(&command(&plan.program, tests)).within(MOST);
-    let mut closing = false;
+    let (mut closing, before) = (None, progress.passed.len());
     let ended = call.listen(log, |line| {
         match verdict(line) {
             Some((name, true)) => progress.passed.push(name.to_owned()),
             Some((name, false)) => progress.failed.push(name.to_owned()),
             None => {}
         }
-        closing |= line.starts_with("test result: ");
+        let mut sum = Sum::default();
+        closing = closing.or(sum.add(line).then_some(sum.passed));
         progress.output.push(line.to_owned());
         true
     });
+    progress.count += closing.unwrap_or((progress.passed.len() - before) as u64);
     match ended {
         Err(failure) => Outcome::Broken(failure),
         // A test that failed is told by its name; but one whose line was torn by other output is not.
-        Ok(End::Ended(status)) if closing && (status.success() || !progress.failed.is_empty()) => {
+        Ok(End::Ended(status))
+            if closing.is_some() && (status.success() || !progress.failed.is_empty()) =>
+        {
             Outcome::Done
         }
         // The connection's end can be seen a moment before QEMU's.
@@ -275,7 +285,7 @@ fn command(program: &TestProgram, tests: &[String]) -> String {
     let words = [
         "exec env BANGER_BIN_DIR=/banger/bin BANGER_FIRECRACKER_DIR=/banger/firecracker",
         "BANGER_E2E_CACHE=/cache/e2e BANGER_E2E_BACKEND=firecracker",
-        "TMPDIR=/cache/tmp RUST_BACKTRACE=1",
+        "TMPDIR=/cache/tmp",
     ];
     let flags = [
         "--exact",
@@ -287,6 +297,11 @@ fn command(program: &TestProgram, tests: &[String]) -> String {
     let words = words.into_iter().map(str::to_owned).chain([path]);
     let line: Vec<String> = words.chain(flags.map(str::to_owned)).chain(tests).collect();
     format!("cd /cache/tmp && {}", line.join(" "))
+}
+
+/// Whether some of them need the kernels and images that are made outside.
+pub(super) fn need_cache(plans: &[Plan]) -> bool {
+    plans.iter().any(|plan| plan.program.of == EVERYWHERE)
 }
 
 /// The programs that the plans are about.

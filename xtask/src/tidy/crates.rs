@@ -9,16 +9,17 @@ use super::{Finding, Tree};
 /// ```text
 ///        ┌──────── daemon ────────┐
 ///        │    │     │      │      │
-///        │   vmm  storage  │      │       cli   agent   (e2e drives the programs)
-///        │    │  ╲  │      │      │        │      │
-///      image  │   ╲ │    store    │        │      │
-///             └──► host ◄──┴──────┘        │      │
-///                   └───────► api ◄────────┴──────┘
+///        │   vmm ► storage │      │       cli   agent   bare   (e2e drives the programs)
+///        │    │     │      │      │        │      │      │
+///      image  │     │    store    │        │      │      │
+///             └──► host ◄──┴──────┘        │      │      │
+///           helper ─┘└──────► api ◄────────┴──────┴──────┘
 /// ```
 /// Planners (vmm, storage) know the host's claims, not its `Host`; image knows nobody; cli and agent know the wire only.
 const EDGES: &[(&str, &[&str])] = &[
     ("banger-agent", &["banger-api"]),
     ("banger-api", &[]),
+    ("banger-bare", &["banger-api"]),
     ("banger-cli", &["banger-api"]),
     (
         "banger-daemon",
@@ -71,11 +72,12 @@ pub(super) fn edges(metadata: &Value) -> Vec<Finding> {
     findings
 }
 
-/// Every manifest takes the workspace's lints.
+/// Every manifest takes the workspace's lints, but for one that is a workspace of its own.
 pub(super) fn lints(tree: &Tree) -> Vec<Finding> {
     let without = tree
         .ending("/Cargo.toml")
-        .filter(|(_, text)| !text.contains("[lints]\nworkspace = true\n"));
+        .filter(|(_, text)| !text.contains("[lints]\nworkspace = true\n"))
+        .filter(|(_, text)| !text.contains("\n[workspace]\n"));
     without
         .map(|(path, _)| Finding {
             path: path.into(),
@@ -154,6 +156,7 @@ mod tests {
             ("Cargo.toml", "[workspace]\n"),
             ("crates/a/Cargo.toml", "[package]\n\n[lints]\nworkspace = true\n"),
             ("crates/b/Cargo.toml", "[package]\n\n[lints.rust]\nunsafe_code = \"allow\"\n"),
+            ("fuzz/Cargo.toml", "[package]\n\n[workspace]\n"),
         ]);
         assert_eq!(places(&lints(&tree)), ["crates/b/Cargo.toml:1"]);
     }

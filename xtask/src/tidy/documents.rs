@@ -131,11 +131,17 @@ fn is_bare(line: &str, at: usize, word: &str) -> bool {
     reason.is_none_or(|reason| reason.trim().is_empty())
 }
 
-/// Paths that exist on one machine only. `me` and `dev` are the people of our examples.
+/// Paths that exist on one machine only. `me`, `dev` and `alice` are the people of our examples.
 pub(super) fn private_paths(tree: &Tree) -> Vec<Finding> {
     const PRIVATE: [&str; 3] =
         [concat!("/wo", "rk/"), concat!("/ho", "me/"), concat!("../", "shared")];
-    const EXAMPLES: [&str; 2] = [concat!("/ho", "me/me"), concat!("/ho", "me/dev")];
+    const EXAMPLES: [&str; 4] = [
+        concat!("/ho", "me/me"),
+        concat!("/ho", "me/dev"),
+        concat!("/ho", "me/alice"),
+        // Whoever it is about, in a format.
+        concat!("/ho", "me/{"),
+    ];
     let mut findings = Vec::new();
     for (path, text) in tree.all() {
         for (line, content) in (1..).zip(text.lines()) {

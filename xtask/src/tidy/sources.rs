@@ -6,6 +6,7 @@ use crate::testhost::REASONS;
 /// The files that may start programs.
 const STARTERS: &[&str] = &[
     "crates/agent/src/spawn.rs",
+    "crates/bare/src/main.rs",
     "crates/cli/src/programs.rs",
     "crates/host/src/command.rs",
     "crates/image/src/programs.rs",
@@ -19,7 +20,8 @@ const TESTERS: &[&str] = &["crates/e2e/"];
 const PRINTERS: &[&str] = &["crates/cli/", "crates/e2e/", "xtask/"];
 
 /// Where unsafe code is expected.
-const UNSAFE: &[&str] = &["crates/agent/", "crates/host/", "xtask/src/testhost/tsc.rs"];
+const UNSAFE: &[&str] =
+    &["crates/agent/", "crates/bare/", "crates/host/", "xtask/src/testhost/tsc.rs"];
 
 /// Every source begins with what it is for.
 pub(super) fn heads(tree: &Tree) -> Vec<Finding> {

@@ -6,7 +6,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
-use banger_api::install::{Folder, Whose};
+use banger_api::install::{self, Folder, Whose};
 use banger_api::{Code, Problem};
 use rustix::fs::OFlags;
 
@@ -36,6 +36,28 @@ pub(crate) fn make_folder(folder: &Folder, owner: &Owner) -> Result<(), Problem>
     }
     fchown(&opened, Some(uid), Some(gid)).map_err(failed)?;
     opened.set_permissions(Permissions::from_mode(folder.mode)).map_err(failed)
+}
+
+/// Refuses a path on which others than root could put something else in a folder's place. What is not there yet is
+/// fine: root makes it.
+///
+/// # Errors
+/// Which folder it is.
+pub(crate) fn roots_alone_on_the_way(path: &Path) -> Result<(), Problem> {
+    for folder in path.ancestors() {
+        let found = match folder.symlink_metadata() {
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            other => other.map_err(|error| failed("look at", folder, &error))?,
+        };
+        install::roots_alone(&found).map_err(|why| {
+            let folder = folder.display();
+            Problem::new(Code::Invalid, format!("cannot install below {folder}"))
+                .because(why)
+                // Debian before 12 gave these folders to the group staff (Debian policy 9.1.2).
+                .remedy(format!("`chown root:root {folder}` and `chmod go-w {folder}`"))
+        })?;
+    }
+    Ok(())
 }
 
 /// Removes the folder if nothing is in it; gives whether it is gone.
@@ -257,6 +279,16 @@ mod tests {
         assert!(problem.message.contains("state"), "{problem}");
         assert!(read_in(&path, "installation").is_err());
         assert!(write_in(&path, "installation", "0a1b\n", &me()).is_err());
+    }
+
+    #[test]
+    fn a_folder_that_others_may_write_is_refused_as_a_way_to_programs() {
+        let around = tempfile::tempdir().unwrap();
+        fs::set_permissions(around.path(), Permissions::from_mode(0o775)).unwrap();
+        let below = around.path().join("lib/banger");
+        let problem = roots_alone_on_the_way(&below).unwrap_err();
+        assert!(problem.message.contains(around.path().to_str().unwrap()), "{problem}");
+        roots_alone_on_the_way(Path::new("/usr/no-such-folder/lib")).unwrap();
     }
 
     #[test]

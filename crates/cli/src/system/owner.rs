@@ -42,6 +42,19 @@ pub(crate) fn look_up(name: &str) -> Result<Owner, Problem> {
     Ok(owner)
 }
 
+/// Refuses a host without the group that /dev/kvm belongs to (systemd's rules for devices): a unit that names a group which
+/// is not there does not start.
+///
+/// # Errors
+/// When it is not there.
+pub(crate) fn kvm_group() -> Result<(), Problem> {
+    programs::run("getent", &["group", "kvm"]).map(drop).map_err(|problem| {
+        Problem::new(Code::Missing, "there is no group kvm, which /dev/kvm is to belong to")
+            .cause(&problem)
+            .remedy("`sudo groupadd --system kvm`")
+    })
+}
+
 /// passwd(5): `name:password:uid:gid:comment:home:shell`.
 fn parse(line: &str) -> Option<Owner> {
     let fields: Vec<&str> = line.trim_end().split(':').collect();
@@ -68,7 +81,7 @@ mod tests {
 
     #[test]
     fn root_and_a_user_that_is_not_there_are_refused_by_name() {
-        assert!(look_up("root").unwrap_err().message.contains("root"));
+        assert!(look_up("root").unwrap_err().causes[0].contains("never runs as root"));
         let problem = look_up("no-such-user").unwrap_err();
         assert_eq!(problem.message, "there is no user \"no-such-user\"");
         assert!(problem.causes.is_empty(), "{problem}");

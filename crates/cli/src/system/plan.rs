@@ -144,8 +144,9 @@ pub(crate) struct Removal {
 /// `installed` is `None` when nothing says any more what there was: then all that could have been there goes.
 pub(crate) fn removal(installed: Option<&Install>, purge: bool) -> Removal {
     let record = PathBuf::from(install::FILE);
-    let texts = install::units::PATHS.into_iter().chain([install::MODULES_FILE]);
-    let mut files: Vec<PathBuf> = texts.map(PathBuf::from).collect();
+    // systemd removes its links itself, unless the unit's file is gone already.
+    let units = install::units::LINKS.into_iter().chain(install::units::PATHS);
+    let mut files: Vec<PathBuf> = units.chain([install::MODULES_FILE]).map(PathBuf::from).collect();
     if installed.is_none_or(|installed| !installed.is_packaged()) {
         files.extend(copied_programs());
     }

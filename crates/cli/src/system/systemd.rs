@@ -48,15 +48,20 @@ pub(crate) fn start_again() -> Result<(), Problem> {
 /// # Errors
 /// What systemd says.
 pub(crate) fn stop() -> Result<(), Problem> {
-    let there: Vec<&str> = states()?
-        .into_iter()
-        .filter_map(|unit| ALL.into_iter().find(|name| unit.is_there() && *name == unit.unit))
-        .collect();
-    if there.is_empty() {
-        return Ok(());
+    let states = states()?;
+    let those = |units: &[&'static str], wanted: fn(&UnitState) -> bool| -> Vec<&'static str> {
+        let is_wanted = |name: &str| states.iter().any(|unit| unit.unit == name && wanted(unit));
+        units.iter().copied().filter(|name| is_wanted(name)).collect()
+    };
+    let there = those(&ALL, UnitState::is_there);
+    if !there.is_empty() {
+        systemctl(&["stop"], &there)?;
     }
-    systemctl(&["stop"], &there)?;
-    systemctl(&["--quiet", "--no-warn", "disable"], &there)
+    let with_file = those(&ENABLED, |unit| !unit.at_boot.is_empty());
+    if !with_file.is_empty() {
+        systemctl(&["--quiet", "disable"], &with_file)?;
+    }
+    Ok(())
 }
 
 /// Forgets units that are no longer on disk.
@@ -102,6 +107,7 @@ pub(crate) struct UnitState {
 }
 
 impl UnitState {
+    /// One whose file is gone may run still.
     fn is_there(&self) -> bool {
         self.load != "not-found" || self.active != "inactive"
     }

@@ -3,6 +3,8 @@
 
 #![allow(dead_code, reason = "each test program uses its part")]
 
+pub(crate) mod installed;
+
 use std::collections::{BTreeSet, HashMap};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
@@ -20,16 +22,16 @@ use rustix::net::{
 use rustix::process::Signal;
 
 /// Long enough for anything that works.
-pub const SOON: Duration = Duration::from_secs(20);
+pub(crate) const SOON: Duration = Duration::from_secs(20);
 
-pub const POLICY_MEMORY_BYTES: u64 = 8 << 30;
+pub(crate) const POLICY_MEMORY_BYTES: u64 = 8 << 30;
 
 /// A VM of the installation that the policy is about.
-pub fn mark(vm: &str) -> Mark {
+pub(crate) fn mark(vm: &str) -> Mark {
     Mark::parse(&format!("bg0000-{vm:0>8}")).unwrap()
 }
 
-pub fn policy() -> Policy {
+pub(crate) fn policy() -> Policy {
     Policy {
         owner_uid: rustix::process::geteuid().as_raw(),
         installation: Installation::parse("0000").unwrap(),
@@ -40,7 +42,7 @@ pub fn policy() -> Policy {
 
 /// Hands that note what they are asked.
 #[derive(Debug, Clone, Default)]
-pub struct Noted(Arc<(Mutex<Notes>, Condvar)>);
+pub(crate) struct Noted(Arc<(Mutex<Notes>, Condvar)>);
 
 #[derive(Debug, Default)]
 struct Notes {
@@ -53,30 +55,30 @@ struct Notes {
 }
 
 impl Noted {
-    pub fn log(&self) -> Vec<String> {
+    pub(crate) fn log(&self) -> Vec<String> {
         self.0.0.lock().unwrap().log.clone()
     }
 
     /// Whatever is asked for this VM is begun and not ended.
-    pub fn hold(&self, mark: &Mark) {
+    pub(crate) fn hold(&self, mark: &Mark) {
         self.0.0.lock().unwrap().slow.insert(mark.clone());
     }
 
-    pub fn let_go(&self, mark: &Mark) {
+    pub(crate) fn let_go(&self, mark: &Mark) {
         self.0.0.lock().unwrap().slow.remove(mark);
         self.0.1.notify_all();
     }
 
-    pub fn fail(&self, mark: &Mark, how: fn() -> Result<(), HostError>) {
+    pub(crate) fn fail(&self, mark: &Mark, how: fn() -> Result<(), HostError>) {
         self.0.0.lock().unwrap().broken.insert(mark.clone(), how);
     }
 
-    pub fn hold_these(&self, held: Vec<Held>) {
+    pub(crate) fn hold_these(&self, held: Vec<Held>) {
         self.0.0.lock().unwrap().held = held;
     }
 
     /// Waits until this was asked.
-    pub fn wait_for(&self, line: &str) {
+    pub(crate) fn wait_for(&self, line: &str) {
         let notes = self.0.0.lock().unwrap();
         let there = |notes: &mut Notes| !notes.log.iter().any(|noted| noted == line);
         let (notes, waited) = self.0.1.wait_timeout_while(notes, SOON, there).unwrap();
@@ -126,18 +128,18 @@ impl Hands for Noted {
 }
 
 /// A folder with a socket in it.
-pub struct World {
+pub(crate) struct World {
     folder: tempfile::TempDir,
-    pub hands: Noted,
+    pub(crate) hands: Noted,
 }
 
 impl World {
     /// With a helper behind the socket, until the test program ends.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::with_policy(policy())
     }
 
-    pub fn with_policy(policy: Policy) -> Self {
+    pub(crate) fn with_policy(policy: Policy) -> Self {
         let world = Self::without_helper();
         let listener = listener(&world.socket());
         let hands = world.hands.clone();
@@ -145,36 +147,37 @@ impl World {
         world
     }
 
-    pub fn without_helper() -> Self {
+    pub(crate) fn without_helper() -> Self {
         Self { folder: tempfile::tempdir().unwrap(), hands: Noted::default() }
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.folder.path()
     }
 
-    pub fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.folder.path().join("helper.sock")
     }
 
-    /// The daemon's side, with folders of its own. Logs are written by `cat`.
-    pub fn host(&self) -> HelperHost {
+    /// The daemon's side, with folders of its own. Logs are written by a shell, which keeps the name that
+    /// it is found by.
+    pub(crate) fn host(&self) -> HelperHost {
         let root = self.folder.path();
         let installation = policy().installation;
         let places = Places::new(installation, root, root, &root.join("run"));
         std::fs::create_dir_all(&places.vms).unwrap();
         std::fs::create_dir_all(&places.runs).unwrap();
-        let log_writer = ["-c", "exec cat > \"$0\""].map(str::to_owned).to_vec();
+        let log_writer = ["-c", "cat > \"$0\"; :"].map(str::to_owned).to_vec();
         let local = LocalHost::new(places, ("/bin/sh".into(), log_writer), None);
         HelperHost::new(local, self.socket())
     }
 
-    pub fn connect(&self) -> OwnedFd {
+    pub(crate) fn connect(&self) -> OwnedFd {
         connected(&self.socket())
     }
 }
 
-pub fn listener(path: &Path) -> OwnedFd {
+pub(crate) fn listener(path: &Path) -> OwnedFd {
     let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
     let socket = socket_with(family, kind, SocketFlags::CLOEXEC, None).unwrap();
     bind(&socket, &SocketAddrUnix::new(path).unwrap()).unwrap();
@@ -182,7 +185,7 @@ pub fn listener(path: &Path) -> OwnedFd {
     socket
 }
 
-pub fn connected(path: &Path) -> OwnedFd {
+pub(crate) fn connected(path: &Path) -> OwnedFd {
     let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
     let socket = socket_with(family, kind, SocketFlags::CLOEXEC, None).unwrap();
     connect(&socket, &SocketAddrUnix::new(path).unwrap()).unwrap();
@@ -190,6 +193,6 @@ pub fn connected(path: &Path) -> OwnedFd {
 }
 
 /// An error and its causes on one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     banger_helper::release_all::chain(error)
 }

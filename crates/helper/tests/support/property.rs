@@ -12,7 +12,7 @@ const UIDS: u64 = 10_000;
 
 /// Panics when it does not hold. Gives whether the request was understood, and whether it was allowed.
 #[must_use]
-pub fn holds(bytes: &[u8]) -> (bool, bool) {
+pub(crate) fn holds(bytes: &[u8]) -> (bool, bool) {
     let Ok(act) = parse_request(bytes) else { return (false, false) };
     let again = parse_request(&request(&act)).expect("what was understood can be said again");
     assert_eq!(again, act);

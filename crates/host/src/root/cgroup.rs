@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
 use serde::{Deserialize, Serialize};
 
+use super::pause;
 use crate::error::HostError;
 use crate::mark::{Installation, Mark};
 use crate::process::Watched;
@@ -61,7 +62,9 @@ pub(super) fn release(mark: &Mark) -> Result<(), HostError> {
     // Who forked while the group was killed may still enter it: then it is busy, and killed once more.
     let gone = loop {
         match end_all(&group, end).and_then(|()| remove(&group)) {
-            Err(error) if error.kind() == ErrorKind::ResourceBusy && Instant::now() < end => {}
+            Err(error) if error.kind() == ErrorKind::ResourceBusy && Instant::now() < end => {
+                pause();
+            }
             done => break done,
         }
     };

@@ -79,6 +79,11 @@ impl Control {
                 request.state()
             }
         };
+        if found.flags & INACTIVE_PRESENT != 0 {
+            // Loaded and not resumed. What a loaded snapshot writes to can be in no second one.
+            self.call(TABLE_CLEAR, &mut Request::by_uuid(device))
+                .map_err(|e| in_words(&format!("clear the table of {}", device.name), &e))?;
+        }
         if found.flags & ACTIVE_PRESENT == 0 {
             let mut request = Request::by_uuid(device);
             request.put_table(table);
@@ -240,6 +245,7 @@ const DEV_REMOVE: u8 = 4;
 const DEV_SUSPEND: u8 = 6;
 const DEV_STATUS: u8 = 7;
 const TABLE_LOAD: u8 = 9;
+const TABLE_CLEAR: u8 = 10;
 const TABLE_STATUS: u8 = 12;
 const LIST_VERSIONS: u8 = 13;
 
@@ -247,6 +253,7 @@ const READONLY: u32 = 1;
 const SUSPENDED: u32 = 1 << 1;
 const STATUS_TABLE: u32 = 1 << 4;
 const ACTIVE_PRESENT: u32 = 1 << 5;
+const INACTIVE_PRESENT: u32 = 1 << 6;
 const BUFFER_FULL: u32 = 1 << 8;
 
 /// For udev's rules, in the upper half of the event's number (libdevmapper.h, DM_UDEV_DISABLE_*): no links for it in

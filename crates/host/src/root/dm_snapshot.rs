@@ -8,9 +8,13 @@
 //! ```
 //! Both loops are claims of their own, acquired before.
 
+use std::fs;
 use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use serde::{Deserialize, Serialize};
 
 use super::device_mapper::{Control, Device, Target};
@@ -53,8 +57,9 @@ pub(super) fn acquire(claim: &DmSnapshot) -> Result<(), HostError> {
         let table = origin_table(claim.size_bytes, image)?;
         let origin = control.ensure(&origin(mark), &table, true)?;
         let table = snapshot_table(claim.size_bytes, origin, disk);
-        control.ensure(&snapshot(mark), &table, false)?;
-        check(&control.status(&snapshot(mark))?)
+        let number = control.ensure(&snapshot(mark), &table, false)?;
+        check(&control.status(&snapshot(mark))?)?;
+        put_node(mark, number)
     };
     make().map_err(|e| HostError::new(format!("make the snapshot device of VM {mark}"), e))
 }
@@ -62,6 +67,10 @@ pub(super) fn acquire(claim: &DmSnapshot) -> Result<(), HostError> {
 pub(super) fn release(mark: &Mark) -> Result<(), HostError> {
     let remove = || {
         let Some(control) = Control::open_if_there()? else { return Ok(()) };
+        // First the node, which is found by the device.
+        if let Some(number) = control.number(&snapshot(mark))? {
+            remove_node(mark, number)?;
+        }
         let uevents = Uevents::listen()?;
         for device in [snapshot(mark), origin(mark)] {
             let removed = uevents.retry(DEADLINE, || control.remove(&device))?;
@@ -117,6 +126,33 @@ fn snapshot(mark: &Mark) -> Device {
 
 fn origin(mark: &Mark) -> Device {
     Device { name: format!("{mark}{ORIGIN}"), uuid: format!("banger-{mark}{ORIGIN}") }
+}
+
+/// Where programs that are not jailed find it.
+fn node(mark: &Mark) -> PathBuf {
+    Path::new("/dev/mapper").join(mark.to_string())
+}
+
+/// udev makes none for devices of ours: it is told not to look at them, and nobody waits for it.
+fn put_node(mark: &Mark, number: u64) -> io::Result<()> {
+    let path = node(mark);
+    if leads_to(&path, number) {
+        return Ok(());
+    }
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    Ok(mknodat(CWD, &path, FileType::BlockDevice, Mode::RUSR | Mode::WUSR, number)?)
+}
+
+fn remove_node(mark: &Mark, number: u64) -> io::Result<()> {
+    let path = node(mark);
+    if leads_to(&path, number) { fs::remove_file(&path) } else { Ok(()) }
+}
+
+fn leads_to(path: &Path, number: u64) -> bool {
+    fs::metadata(path).is_ok_and(|data| data.file_type().is_block_device() && data.rdev() == number)
 }
 
 /// The image, and zeroes up to the wanted size.

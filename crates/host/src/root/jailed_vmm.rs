@@ -8,10 +8,11 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::process::{Child, Stdio};
 
+use rustix::fs::{CWD, FileType, Mode, OFlags, fcntl_getfl, fstat, openat};
 use rustix::process::{Pid, Signal};
 use serde::{Deserialize, Serialize};
 
-use super::{API_SOCKET, RootPlaces, cgroup, jail, trusted_program};
+use super::{API_SOCKET, RootPlaces, beneath, cgroup, jail, trusted_program};
 use crate::Held;
 use crate::awaited::{Awaited, DEADLINE};
 use crate::command::Detached;
@@ -41,6 +42,7 @@ pub(super) fn acquire(
         return socket.and_then(|socket| socket.wait(API_SOCKET, &alive, DEADLINE)).map_err(failed);
     }
     let console = console.ok_or_else(|| failed(io::Error::other("it has nowhere to write to")))?;
+    let console = lasting(&console).map_err(failed)?;
     let programs = &places.firecracker;
     trusted_program(&programs.jailer)?;
     trusted_program(&programs.firecracker)?;
@@ -107,6 +109,21 @@ pub(super) fn signal(mark: &Mark, signal: Signal) -> Result<(), HostError> {
         process.signal(signal).map_err(failed)?;
     }
     Ok(())
+}
+
+/// The same pipe, opened for reading too: then it has a reader for as long as the VMM lives. Firecracker 1.12 stops
+/// answering, and its guest stops, when it writes to a pipe without a reader, as after the end of its log's process. What
+/// does not fit the pipe any more it drops.
+fn lasting(console: &OwnedFd) -> io::Result<OwnedFd> {
+    // Root could open what whoever gave it could not: so it must be a pipe that they can write to.
+    if FileType::from_raw_mode(fstat(console)?.st_mode) != FileType::Fifo {
+        return Err(io::Error::other("what it is to write to is no pipe"));
+    }
+    if !fcntl_getfl(console)?.intersects(OFlags::WRONLY | OFlags::RDWR) {
+        return Err(io::Error::other("the pipe that it is to write to is not open for that"));
+    }
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    Ok(openat(CWD, beneath::by_fd(console), flags, Mode::empty())?)
 }
 
 fn arguments(vmm: &JailedVmm, places: &RootPlaces) -> Vec<String> {

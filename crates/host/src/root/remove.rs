@@ -155,7 +155,7 @@ mod tests {
 
     #[test]
     fn folders_deeper_than_the_limit_of_open_files_and_of_paths_are_removed() {
-        let root = tempfile::tempdir().unwrap();
+        let root = tempfile::tempdir_in("/dev/shm").unwrap();
         let mut at = open(root.path());
         for depth in 0..3000 {
             let name = if depth == 0 { "jail" } else { "d" };

@@ -7,11 +7,10 @@ use std::fs::OpenOptions;
 use std::io::{self, ErrorKind};
 use std::time::{Duration, Instant};
 
-use rustix::event::{Timespec, poll};
 use serde::{Deserialize, Serialize};
 
-use super::bridge;
 use super::netlink::{self, Link};
+use super::{bridge, pause};
 use crate::Held;
 use crate::error::HostError;
 use crate::mark::{Installation, Mark};
@@ -35,7 +34,6 @@ pub(super) fn acquire(claim: &Tap) -> Result<(), HostError> {
 }
 
 pub(super) fn release(mark: &Mark) -> Result<(), HostError> {
-    let _one_at_a_time = bridge::lock();
     remove(mark).map_err(|e| HostError::new(format!("remove the tap of VM {mark}"), e))
 }
 
@@ -52,6 +50,8 @@ pub(super) fn ability() -> Result<(), String> {
     // Opening the device makes nothing, and loads the module if need be.
     match OpenOptions::new().read(true).write(true).open(TUN) {
         Ok(_) => Ok(()),
+        // It is there, and for root, as whoever makes taps is.
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(()),
         Err(error) => Err(no_module(&error).to_string()),
     }
 }
@@ -108,11 +108,7 @@ fn remove(mark: &Mark) -> io::Result<()> {
                 return Err(error);
             }
             Ok(()) => {}
-            // No event tells when it is let go.
-            Err(_) => {
-                let pause = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
-                poll(&mut [], Some(&pause))?;
-            }
+            Err(_) => pause(),
         }
     }
 }

@@ -60,3 +60,12 @@ impl Console {
         Some(length)
     }
 }
+
+/// Looks again and again until it is so: for what no event tells of, as that another process has written a file.
+pub(crate) fn until(so: impl Fn() -> bool) {
+    let end = Instant::now() + DEADLINE;
+    while !so() {
+        assert!(Instant::now() < end, "it is not so in time");
+        poll(&mut [], Some(&Timespec { tv_sec: 0, tv_nsec: 1_000_000 })).unwrap();
+    }
+}

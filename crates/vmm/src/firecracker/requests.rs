@@ -102,15 +102,16 @@ fn kernel_words(machine: &Machine) -> Vec<String> {
         // By the keyboard's controller, the one way to restart that Firecracker has, and its way to end.
         "reboot=k",
         "panic=-1",
-        // There is none; looking for it is slow.
+        // There is none.
         "pci=off",
         // Firecracker's controller of the keyboard knows only that restart: nothing is to be asked of it.
         "i8042.noaux",
         "i8042.nomux",
         "i8042.dumbkbd",
+        // There is one; the kernel would look for three more.
         "8250.nr_uarts=1",
+        // The virtio device for randomness comes late.
         "random.trust_cpu=on",
-        "no_timer_check",
         "banger.channel=vsock",
         "banger.off=restart",
     ]

@@ -76,6 +76,8 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
             .into());
     };
     let owner = owner::look_up(&name)?;
+    owner::kvm_group()?;
+    files::roots_alone_on_the_way(Path::new(install::PROGRAMS))?;
     let sources = Sources::find(args.firecracker.zip(args.jailer))?;
     let firecracker = sources.firecracker.clone();
     let installation = installation(earlier.as_ref())?;
@@ -133,7 +135,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
         running: info.running,
         warnings,
     };
-    context.print(&installed, || human(&installed))?;
+    context.print(&installed, || if context.quiet { String::new() } else { human(&installed) })?;
     for warning in &installed.warnings {
         context.hint(&format!("note: {warning}"));
     }

@@ -75,7 +75,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
     let kept = remove(&removal)?;
     systemd::forget()?;
     let done = Uninstalled { uninstalled: true, kept };
-    context.print(&done, || human(&done))?;
+    context.print(&done, || if context.quiet { String::new() } else { human(&done) })?;
     Ok(DONE)
 }
 
@@ -110,8 +110,8 @@ async fn running(
     {
         return Ok(vms.into_iter().filter(is_up).map(|vm| vm.name.to_string()).collect());
     }
-    match installed {
-        Some(installed) => leftovers::running(&installed.installation),
+    match id(installed)? {
+        Some(id) => leftovers::running(&id),
         None => Ok(Vec::new()),
     }
 }
@@ -175,9 +175,8 @@ fn stop_services(installed: Option<&Install>) -> Result<(), Problem> {
     if let Some(daemon) = daemon {
         leftovers::end_group(&daemon.control_group)?;
     }
-    let Some(installed) = installed else { return Ok(()) };
-    let helper = installed.program(HELPER);
-    if helper.is_file() {
+    let helper = installed.map(|installed| installed.program(HELPER));
+    if let Some(helper) = helper.filter(|helper| helper.is_file()) {
         return programs::run_at(&helper, &["release-all"]).map(drop).map_err(|problem| Problem {
             code: Code::Leftover,
             message: "not everything that VMs held could be released; the services are stopped, and nothing was removed"
@@ -186,17 +185,25 @@ fn stop_services(installed: Option<&Install>) -> Result<(), Problem> {
             ..problem
         });
     }
-    if leftovers::helper_is_needed(&installed.installation)? {
+    if let Some(id) = id(installed)?
+        && leftovers::helper_is_needed(&id)?
+    {
         return Err(Problem::new(
             Code::Missing,
-            format!(
-                "VMs still hold something, and {} is not there to release it",
-                helper.display()
-            ),
+            "VMs still hold something, and there is no helper to release it",
         )
         .remedy("`banger system install` again, then `banger system uninstall`"));
     }
     Ok(())
+}
+
+/// The id in the names of what VMs hold.
+fn id(installed: Option<&Install>) -> Result<Option<String>, Problem> {
+    if let Some(installed) = installed {
+        return Ok(Some(installed.installation.clone()));
+    }
+    let kept = files::read_in(Path::new(install::STATE), install::ID_FILE)?;
+    Ok(kept.map(|kept| kept.trim().to_owned()).filter(|id| !id.is_empty()))
 }
 
 /// Removes everything by name, and gives what is there still.
