@@ -381,11 +381,12 @@ impl Host for LocalHost {
             }
             Claim::JailedVmm(vmm) => {
                 let root = self.root(&claim.held())?;
-                if root::watch_jailed(&vmm.mark)?.is_some() {
-                    return Ok(());
-                }
-                let console = self.start_jail_log(vmm)?;
-                root.acquire(claim, Some(console.into()))
+                // One that lives has its log, and may not serve yet.
+                let console = match root::watch_jailed(&vmm.mark)? {
+                    Some(_) => None,
+                    None => Some(self.start_jail_log(vmm)?.into()),
+                };
+                root.acquire(claim, console)
             }
             _ => self.root(&claim.held())?.acquire(claim, None),
         }

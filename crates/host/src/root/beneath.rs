@@ -47,7 +47,10 @@ pub(super) fn state_file(
 ) -> Result<File, HostError> {
     let act = || format!("use the file {}", file.below(&places.state).display());
     let open = || {
-        let found = path(folder(&places.state)?, file.as_str())?;
+        // Nor through a filesystem that the owner has mounted there: it could say anything of its files, or nothing.
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let resolve = WITHIN | ResolveFlags::NO_XDEV;
+        let found = openat2(folder(&places.state)?, file.as_str(), flags, Mode::empty(), resolve)?;
         let data = fstat(&found)?;
         if FileType::from_raw_mode(data.st_mode) != FileType::RegularFile {
             return Err(io::Error::other("it is no regular file"));

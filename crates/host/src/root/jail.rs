@@ -238,12 +238,14 @@ fn put_device(root: &OwnedFd, name: &str, number: u64, uid: u32) -> io::Result<(
         Ok(()) | Err(Errno::EXIST) => {}
         Err(error) => return Err(error.into()),
     }
-    let there = statat(root, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    // The VMM's user may rename what is in its own folder: what is looked at is what is given away.
+    let node = beneath::path(root, name)?;
+    let there = fstat(&node)?;
     if FileType::from_raw_mode(there.st_mode) != FileType::BlockDevice || there.st_rdev != number {
         return Err(io::Error::other(format!("{name} is there and is another device")));
     }
     let (user, group) = (Uid::from_raw(uid), Gid::from_raw(uid));
-    Ok(chownat(root, name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW)?)
+    Ok(chownat(&node, "", Some(user), Some(group), AtFlags::EMPTY_PATH)?)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use banger_api::client::connect_unix;
-use banger_api::{Code, Problem};
+use banger_api::{Code, Folders, Problem};
 use http::Method;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -28,6 +28,12 @@ pub(crate) struct Args {}
 
 pub(crate) async fn run(context: &Context) -> Result<u8, Failure> {
     let folders = context::folders()?;
+    if folders == Folders::installed() {
+        return Err(Problem::new(Code::WrongState, "cannot stop the daemon of an installation")
+            .because("systemd would start it again at once")
+            .remedy("`sudo systemctl stop bangerd`; for an upgrade `sudo banger system install`")
+            .into());
+    }
     let Some(client) = daemon::running(&folders).await? else {
         context.print(&json!({ "stopped": false }), || "not running\n".to_owned())?;
         return Ok(DONE);
