@@ -141,6 +141,19 @@ impl World {
         &self.home
     }
 
+    /// Tries each by its name, then fails if one has failed.
+    pub fn each(&self, claims: &[(&str, fn(&World))]) {
+        let fails = |claim: fn(&World)| catch_unwind(AssertUnwindSafe(|| claim(self))).is_err();
+        let mut failed = Vec::new();
+        for (name, claim) in claims {
+            println!("{name}");
+            if fails(*claim) {
+                failed.push(*name);
+            }
+        }
+        assert!(failed.is_empty(), "failed: {}", failed.join(", "));
+    }
+
     /// A running VM of this image and name.
     #[track_caller]
     pub fn start(&self, image: &str, name: &str) {

@@ -29,103 +29,106 @@ fn noise(length: usize) -> Vec<u8> {
     bytes
 }
 
-fn with_vm(body: impl FnOnce(&World)) {
-    in_world(|world| {
-        world.start(BUSYBOX, "one");
-        body(world);
-    });
-}
-
-#[test]
-fn words_environment_folder_and_user_arrive_as_they_were_given() {
-    with_vm(|world| {
-        let words = world.banger([
-            "vm",
-            "exec",
-            "one",
-            "--",
-            "sh",
-            "-c",
-            "for w; do echo \"<$w>\"; done",
-            "-",
-            "a b",
-            "",
-            "$HOME",
-            "*",
-            "'\"",
-            "ä\n",
-        ]);
-        words.succeeds().prints_only("<a b>\n<>\n<$HOME>\n<*>\n<'\">\n<ä\n>\n");
-        let env = world.banger([
-            "vm",
-            "exec",
-            "-e",
-            "A=1 2",
-            "-e",
-            "B=",
-            "one",
-            "--",
-            "sh",
-            "-c",
-            "echo \"$A|$B|$HOME\"",
-        ]);
-        env.succeeds().prints_only("1 2||/root\n");
-        world
-            .banger(["vm", "exec", "-w", "/tmp", "one", "--", "pwd"])
-            .succeeds()
-            .prints_only("/tmp\n");
-        world
-            .banger(["vm", "exec", "-w", "/nowhere", "one", "--", "pwd"])
-            .exits(125)
-            .complains("/nowhere");
-        let user = world.banger(["vm", "exec", "-u", "user", "one", "--", "id"]);
-        user.succeeds().prints("uid=1000(user)").prints("10(wheel)");
-        world
-            .banger(["vm", "exec", "-u", "nobody-here", "one", "--", "id"])
-            .exits(125)
-            .complains("nobody-here");
-    });
-}
-
-#[test]
-fn every_exit_status_is_exact() {
-    with_vm(|world| {
-        for status in [0, 1, 2, 42, 124, 125, 126, 127, 128, 200, 255] {
-            world
-                .banger(["vm", "exec", "one", "--", "sh", "-c", &format!("exit {status}")])
-                .exits(status);
+/// One VM, in which each of these is tried by itself.
+macro_rules! in_one_vm {
+    ($($claim:ident)*) => {
+        #[test]
+        fn a_command_in_a_guest_is_as_a_command_here() {
+            in_world(|world| {
+                world.start(BUSYBOX, "one");
+                let claims: &[(&str, fn(&World))] = &[$((stringify!($claim), $claim)),*];
+                world.each(claims);
+            });
         }
-        for signal in [1, 2, 9, 15] {
-            world
-                .banger(["vm", "exec", "one", "--", "sh", "-c", &format!("kill -{signal} $$")])
-                .exits(128 + signal);
-        }
-        world.banger(["vm", "exec", "--timeout", "1s", "one", "--", "sleep", "1000"]).exits(124);
-    });
+    };
 }
 
-#[test]
-fn stdout_and_stderr_stay_apart_and_stdin_ends() {
-    with_vm(|world| {
-        let both = world.banger(["vm", "exec", "one", "--", "sh", "-c", "echo out; echo err >&2"]);
-        both.succeeds().prints_only("out\n").complains("err");
-        let counted = world.banger_with(&["vm", "exec", "one", "--", "wc", "-c"], b"12345");
-        counted.succeeds().prints_only("5\n");
-        let early =
-            world.banger_with(&["vm", "exec", "one", "--", "head", "-c", "3"], &noise(1 << 20));
-        early.succeeds();
-        assert_eq!(early.stdout, noise(3));
-    });
+in_one_vm! {
+    words_environment_folder_and_user_arrive_as_they_were_given
+    every_exit_status_is_exact
+    stdout_and_stderr_stay_apart_and_stdin_ends
+    a_background_process_does_not_hold_the_session
+    signals_reach_the_command
+    a_signal_arrives_though_the_command_reads_no_stdin
+    a_client_that_dies_takes_its_command_with_it
+    many_commands_run_at_once
+    a_terminal_is_a_terminal
 }
 
-#[test]
-fn a_background_process_does_not_hold_the_session() {
-    with_vm(|world| {
+fn words_environment_folder_and_user_arrive_as_they_were_given(world: &World) {
+    let words = world.banger([
+        "vm",
+        "exec",
+        "one",
+        "--",
+        "sh",
+        "-c",
+        "for w; do echo \"<$w>\"; done",
+        "-",
+        "a b",
+        "",
+        "$HOME",
+        "*",
+        "'\"",
+        "ä\n",
+    ]);
+    words.succeeds().prints_only("<a b>\n<>\n<$HOME>\n<*>\n<'\">\n<ä\n>\n");
+    let env = world.banger([
+        "vm",
+        "exec",
+        "-e",
+        "A=1 2",
+        "-e",
+        "B=",
+        "one",
+        "--",
+        "sh",
+        "-c",
+        "echo \"$A|$B|$HOME\"",
+    ]);
+    env.succeeds().prints_only("1 2||/root\n");
+    world.banger(["vm", "exec", "-w", "/tmp", "one", "--", "pwd"]).succeeds().prints_only("/tmp\n");
+    world
+        .banger(["vm", "exec", "-w", "/nowhere", "one", "--", "pwd"])
+        .exits(125)
+        .complains("/nowhere");
+    let user = world.banger(["vm", "exec", "-u", "user", "one", "--", "id"]);
+    user.succeeds().prints("uid=1000(user)").prints("10(wheel)");
+    world
+        .banger(["vm", "exec", "-u", "nobody-here", "one", "--", "id"])
+        .exits(125)
+        .complains("nobody-here");
+}
+
+fn every_exit_status_is_exact(world: &World) {
+    for status in [0, 1, 2, 42, 124, 125, 126, 127, 128, 200, 255] {
         world
-            .banger(["vm", "exec", "one", "--", "sh", "-c", "sleep 1000 & echo done"])
-            .succeeds()
-            .prints_only("done\n");
-    });
+            .banger(["vm", "exec", "one", "--", "sh", "-c", &format!("exit {status}")])
+            .exits(status);
+    }
+    for signal in [1, 2, 9, 15] {
+        world
+            .banger(["vm", "exec", "one", "--", "sh", "-c", &format!("kill -{signal} $$")])
+            .exits(128 + signal);
+    }
+    world.banger(["vm", "exec", "--timeout", "1s", "one", "--", "sleep", "1000"]).exits(124);
+}
+
+fn stdout_and_stderr_stay_apart_and_stdin_ends(world: &World) {
+    let both = world.banger(["vm", "exec", "one", "--", "sh", "-c", "echo out; echo err >&2"]);
+    both.succeeds().prints_only("out\n").complains("err");
+    let counted = world.banger_with(&["vm", "exec", "one", "--", "wc", "-c"], b"12345");
+    counted.succeeds().prints_only("5\n");
+    let early = world.banger_with(&["vm", "exec", "one", "--", "head", "-c", "3"], &noise(1 << 20));
+    early.succeeds();
+    assert_eq!(early.stdout, noise(3));
+}
+
+fn a_background_process_does_not_hold_the_session(world: &World) {
+    world
+        .banger(["vm", "exec", "one", "--", "sh", "-c", "sleep 1000 & echo done"])
+        .succeeds()
+        .prints_only("done\n");
 }
 
 #[test]
@@ -151,87 +154,72 @@ fn two_hundred_megabytes_go_in_and_out_unchanged() {
     });
 }
 
-#[test]
-fn signals_reach_the_command() {
-    with_vm(|world| {
-        let script = "trap 'echo caught; exit 7' TERM; echo up; while :; do sleep 1; done";
-        let mut exec = world.background(&["vm", "exec", "one", "--", "sh", "-c", script]);
-        assert_eq!(exec.line(), "up");
-        exec.signal(Signal::TERM);
-        exec.end().exits(7).prints("caught");
-    });
+fn signals_reach_the_command(world: &World) {
+    let script = "trap 'echo caught; exit 7' TERM; echo up; while :; do sleep 1; done";
+    let mut exec = world.background(&["vm", "exec", "one", "--", "sh", "-c", script]);
+    assert_eq!(exec.line(), "up");
+    exec.signal(Signal::TERM);
+    exec.end().exits(7).prints("caught");
 }
 
-#[test]
-fn a_signal_arrives_though_the_command_reads_no_stdin() {
-    with_vm(|world| {
-        let mut exec =
-            world.background(&["vm", "exec", "one", "--", "sh", "-c", "echo up; exec sleep 1000"]);
-        assert_eq!(exec.line(), "up");
-        let mut stdin = exec.stdin();
-        let writer = std::thread::spawn(move || {
-            // More than fits anywhere on the way: it blocks until the command has ended.
-            drop(std::io::Write::write_all(&mut stdin, &noise(8 << 20)));
-        });
-        exec.signal(Signal::TERM);
-        exec.end().exits(128 + 15);
-        writer.join().unwrap();
+fn a_signal_arrives_though_the_command_reads_no_stdin(world: &World) {
+    let mut exec =
+        world.background(&["vm", "exec", "one", "--", "sh", "-c", "echo up; exec sleep 1000"]);
+    assert_eq!(exec.line(), "up");
+    let mut stdin = exec.stdin();
+    let writer = std::thread::spawn(move || {
+        // More than fits anywhere on the way: it blocks until the command has ended.
+        drop(std::io::Write::write_all(&mut stdin, &noise(8 << 20)));
     });
+    exec.signal(Signal::TERM);
+    exec.end().exits(128 + 15);
+    writer.join().unwrap();
 }
 
-#[test]
-fn a_client_that_dies_takes_its_command_with_it() {
-    with_vm(|world| {
-        let mut exec =
-            world.background(&["vm", "exec", "one", "--", "sh", "-c", "echo up; exec sleep 4242"]);
-        assert_eq!(exec.line(), "up");
-        exec.signal(Signal::KILL);
-        drop(exec.end());
-        let gone = "while ps | grep -q '[s]leep 4242'; do sleep 0.1; done";
-        world.banger(["vm", "exec", "--timeout", "20s", "one", "--", "sh", "-c", gone]).succeeds();
-    });
+fn a_client_that_dies_takes_its_command_with_it(world: &World) {
+    let mut exec =
+        world.background(&["vm", "exec", "one", "--", "sh", "-c", "echo up; exec sleep 4242"]);
+    assert_eq!(exec.line(), "up");
+    exec.signal(Signal::KILL);
+    drop(exec.end());
+    let gone = "while ps | grep -q '[s]leep 4242'; do sleep 0.1; done";
+    world.banger(["vm", "exec", "--timeout", "20s", "one", "--", "sh", "-c", gone]).succeeds();
 }
 
-#[test]
-fn many_commands_run_at_once() {
-    with_vm(|world| {
-        let runs: Vec<_> = (0..20)
-            .map(|n| {
-                world.background(&[
-                    "vm",
-                    "exec",
-                    "one",
-                    "--",
-                    "sh",
-                    "-c",
-                    &format!("sleep 1; echo {n}; exit {n}"),
-                ])
-            })
-            .collect();
-        for (n, run) in (0..).zip(runs) {
-            run.end().exits(n).prints_only(&format!("{n}\n"));
-        }
-    });
+fn many_commands_run_at_once(world: &World) {
+    let runs: Vec<_> = (0..20)
+        .map(|n| {
+            world.background(&[
+                "vm",
+                "exec",
+                "one",
+                "--",
+                "sh",
+                "-c",
+                &format!("sleep 1; echo {n}; exit {n}"),
+            ])
+        })
+        .collect();
+    for (n, run) in (0..).zip(runs) {
+        run.end().exits(n).prints_only(&format!("{n}\n"));
+    }
 }
 
-#[test]
-fn a_terminal_is_a_terminal() {
-    with_vm(|world| {
-        let mut shell = world.terminal(&["vm", "exec", "one"], 30, 90);
-        shell.shows("#");
-        shell.types("tty; stty size\n");
-        shell.shows("/dev/pts/");
-        shell.shows("30 90");
-        shell.resize(41, 123);
-        shell.types("stty size\n");
-        shell.shows("41 123");
-        shell.types("sleep 1000\n");
-        shell.types("\x03");
-        shell.types("echo status $?\n");
-        shell.shows("status 130");
-        shell.types("exit 9\n");
-        assert_eq!(shell.ends(), Some(9));
-    });
+fn a_terminal_is_a_terminal(world: &World) {
+    let mut shell = world.terminal(&["vm", "exec", "one"], 30, 90);
+    shell.shows("#");
+    shell.types("tty; stty size\n");
+    shell.shows("/dev/pts/");
+    shell.shows("30 90");
+    shell.resize(41, 123);
+    shell.types("stty size\n");
+    shell.shows("41 123");
+    shell.types("sleep 1000\n");
+    shell.types("\x03");
+    shell.types("echo status $?\n");
+    shell.shows("status 130");
+    shell.types("exit 9\n");
+    assert_eq!(shell.ends(), Some(9));
 }
 
 #[test]
@@ -254,7 +242,8 @@ fn run_without_a_command_gives_a_shell_and_says_that_the_vm_stays() {
 
 #[test]
 fn a_vm_that_goes_away_ends_its_sessions() {
-    with_vm(|world| {
+    in_world(|world| {
+        world.start(BUSYBOX, "one");
         let mut exec =
             world.background(&["vm", "exec", "one", "--", "sh", "-c", "echo up; exec sleep 1000"]);
         assert_eq!(exec.line(), "up");
