@@ -1,7 +1,8 @@
 //! What crosses banger's sockets, and nothing else: the words that the CLI, the daemon and the guest's agent share.
 //!
 //! Types here are wire types. They are parsed at the edge (names, ids, sizes refuse what they are not), they carry no
-//! behaviour, and no stored type is one of them. The only I/O is `client.rs`, which speaks HTTP to the daemon's socket.
+//! behaviour, and no stored type is one of them. The only I/O is `client.rs`, which speaks HTTP to the daemon's socket, and
+//! `install.rs`, which reads what root has said at an installation.
 
 pub mod bench;
 pub mod channel;

@@ -33,11 +33,9 @@ pub(crate) fn look_up(name: &str) -> Result<Owner, Problem> {
             .because(format!("getent says {:?}", line.trim_end()))
     })?;
     if owner.uid == 0 {
-        return Err(Problem::new(
-            Code::Invalid,
-            format!("{name} is root, and the daemon never is"),
-        )
-        .remedy("name the user who will use banger: --owner USER"));
+        return Err(Problem::new(Code::Invalid, format!("cannot install for {name}"))
+            .because("that is root, and the daemon never runs as root")
+            .remedy("name the user who will use banger: --owner USER"));
     }
     Ok(owner)
 }
