@@ -200,7 +200,10 @@ fn check_version(reply: &hyper::Response<Incoming>) -> Result<(), Problem> {
         Code::Daemon,
         format!("the daemon is of another version: it is {theirs}, this is {}", version_line()),
     )
-    .remedy("run `banger daemon stop` and repeat the command: it starts this version's daemon, and running VMs live on"))
+    .remedy(
+        "run `banger daemon stop` (of an installation: `sudo banger system install`) and repeat the command; running VMs \
+         live on",
+    ))
 }
 
 fn broken(path: &str, error: &(dyn std::error::Error + 'static)) -> Problem {

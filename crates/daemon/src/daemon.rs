@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use banger_api::daemon::DaemonInfo;
 use banger_api::folders::Folders;
+use banger_api::install::Install;
 use banger_api::vm::State;
 use banger_api::{Code, Problem, VmId};
 use banger_host::root::Firecracker as Programs;
@@ -31,6 +32,8 @@ pub struct Hands {
     pub programs: Programs,
     /// The users that its jailed VMMs may run as.
     pub uids: UidRange,
+    /// The installation whose daemon this is.
+    pub installed: Option<Install>,
 }
 
 impl fmt::Debug for Hands {
@@ -56,6 +59,8 @@ pub struct Daemon {
     pub privileged: bool,
     /// The users that jailed VMMs run as.
     pub uids: UidRange,
+    /// The installation whose daemon this is.
+    pub installed: Option<Install>,
     /// Where Firecracker's programs are, if they are.
     pub programs: Programs,
     /// Which Firecracker that is, or why it cannot be used.
@@ -84,11 +89,12 @@ impl Daemon {
         places: Places,
         agent: PathBuf,
     ) -> Self {
-        let Hands { host, privileged, programs, uids } = hands;
+        let Hands { host, privileged, programs, uids, installed } = hands;
         Self {
             firecracker: vmms::version(&programs),
             privileged,
             uids,
+            installed,
             programs,
             operations: Operations::new(Arc::clone(&store)),
             boots: Semaphore::new(config.boots_at_once),

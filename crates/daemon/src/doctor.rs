@@ -11,6 +11,7 @@ use banger_vmm::qemu;
 
 use crate::config::VmmChoice;
 use crate::daemon::Daemon;
+use crate::doctor_system;
 use crate::operations::Operation;
 use crate::problems;
 
@@ -38,6 +39,9 @@ impl Daemon {
             findings.push(daemon.jailer_there(firecracker));
             if firecracker && daemon.jails() {
                 findings.extend(abilities());
+            }
+            if let Some(install) = &daemon.installed {
+                findings.extend(doctor_system::findings(install, daemon.host.as_ref()));
             }
             findings.push(qemu_there(daemon.config.vmm == VmmChoice::Firecracker || firecracker));
             findings.extend(PROGRAMS.iter().map(program_there));

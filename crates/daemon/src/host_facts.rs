@@ -26,7 +26,7 @@ impl HostFacts {
     }
 }
 
-/// The facts from the cache if they are of this boot, else looked at and cached.
+/// The facts from the cache if they are of this boot, else looked at; cached where KVM runs guests.
 pub async fn look(cache: &Path) -> HostFacts {
     let file = cache.join("host-facts.json");
     let boot_id =
@@ -42,6 +42,10 @@ pub async fn look(cache: &Path) -> HostFacts {
         tsc_khz: tsc::measure_khz(),
     });
     let facts = looked.await.expect("looking at the host does not panic");
+    // A no may be of this moment: rights that come later, a machine too busy for the probe.
+    if facts.kvm.is_err() {
+        return facts;
+    }
     let json = serde_json::to_vec(&facts).expect("facts are plain data");
     if let Err(error) = fs::write(&file, json) {
         tracing::warn!(file = %file.display(), %error, "the host's facts are not cached");

@@ -12,6 +12,7 @@ pub mod bench;
 pub mod config;
 pub mod daemon;
 pub mod doctor;
+pub mod doctor_system;
 pub mod host_facts;
 pub mod ledger;
 pub mod logs;

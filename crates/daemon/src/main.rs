@@ -105,8 +105,12 @@ fn through_the_helper(
     Hands {
         host: Arc::new(HelperHost::new(local, install::HELPER_SOCKET.into())),
         privileged: true,
-        programs: Firecracker { firecracker: install.firecracker, jailer: install.jailer },
+        programs: Firecracker {
+            firecracker: install.firecracker.clone(),
+            jailer: install.jailer.clone(),
+        },
         uids: UidRange { first: install.uid_base, count: install.uid_count },
+        installed: Some(install),
     }
 }
 
@@ -132,6 +136,7 @@ fn by_itself(
         privileged: is_root,
         programs,
         uids: config.uids,
+        installed: None,
     }
 }
 

@@ -343,13 +343,21 @@ fn mode() -> Result<BuildMode, DebianError> {
     if uid.is_root() {
         return Ok(BuildMode::Root);
     }
-    if NEWUIDMAP.exists() && has_subuids(uid.as_raw())? {
+    // newuidmap is setuid, which no_new_privs takes away (prctl(2)): so it is in an installation's daemon.
+    let may_gain = !has_no_new_privs();
+    if may_gain && NEWUIDMAP.exists() && has_subuids(uid.as_raw())? {
         return Ok(BuildMode::Unshare);
     }
     if FAKECHROOT.exists() && crate::programs::FAKEROOT.exists() {
         return Ok(BuildMode::Fakechroot);
     }
     Err(DebianError::NoMode)
+}
+
+/// proc_pid_status(5): `NoNewPrivs`.
+fn has_no_new_privs() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    status.lines().any(|line| line.split_whitespace().eq(["NoNewPrivs:", "1"]))
 }
 
 /// subuid(5): `NAME or UID:first:count`.

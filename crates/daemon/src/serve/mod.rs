@@ -94,7 +94,8 @@ async fn versions(request: Request, next: Next) -> Response {
                 "this daemon is of another version: it is {}, the client is {theirs}",
                 version_line()
             );
-            let remedy = "run `banger daemon stop` and repeat the command: running VMs live on";
+            let remedy = "run `banger daemon stop` (of an installation: `sudo banger system install`) and repeat the \
+                          command; running VMs live on";
             Failure(Problem::new(Code::Daemon, message).remedy(remedy)).into_response()
         }
         _ => next.run(request).await,
