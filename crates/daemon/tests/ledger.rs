@@ -340,10 +340,17 @@ fn one_failing_release_does_not_stop_the_rest_and_is_kept_with_its_cause(grounds
             }
             _ => assert!(world.held().contains(&kept), "release {k}, {ground:?}"),
         }
-        assert!(world.ledger_is(&backwards[k..=k]));
+        // What a device stands on cannot go before it.
+        let under = match &backwards[k] {
+            Claim::DmSnapshot(_) if !ground.is_memory() => 2,
+            _ => 0,
+        };
+        let place = backwards.len() - 1 - k;
+        assert!(world.ledger_is(&world.claims()[place - under..=place]), "release {k}, {ground:?}");
         assert_eq!(world.state(), State::Error);
         let kept = world.store.claims(&world.vm.id).unwrap();
-        assert!(kept[0].problem.as_deref().unwrap().contains("refused on purpose"), "{kept:?}");
+        let cause = kept[under].problem.as_deref().unwrap();
+        assert!(cause.contains("refused on purpose"), "{kept:?}");
         assert!(world.release(Scope::All, State::Deleting), "the next one tries again");
         world.nothing_is_left();
     }

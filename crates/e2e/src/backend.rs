@@ -33,6 +33,16 @@ impl Backend {
         }
     }
 
+    /// How much "much data" is, in bytes. The emulation of a processor's virtualisation loses an interrupted guest's state now
+    /// and then (it faults three times, and its VMM ends): the more interrupts, the more often.
+    #[must_use]
+    pub fn much(self) -> usize {
+        match self {
+            Backend::Qemu => 200 << 20,
+            Backend::Firecracker => 4 << 20,
+        }
+    }
+
     /// Which driver makes the disks on an ordinary filesystem.
     #[must_use]
     pub fn disk_driver(self) -> &'static str {
@@ -88,7 +98,13 @@ impl Backend {
                 .iter()
                 .flat_map(|cgroup| {
                     let pids = std::fs::read_to_string(cgroup.join("cgroup.procs"));
-                    pids.unwrap_or_default().lines().map(str::to_owned).collect::<Vec<_>>()
+                    // KVM's threads in the kernel are in the group too, and have no command line.
+                    let is_process = |pid: &&str| {
+                        let line = std::fs::read(format!("/proc/{pid}/cmdline"));
+                        line.is_ok_and(|line| !line.is_empty())
+                    };
+                    let pids = pids.unwrap_or_default();
+                    pids.lines().filter(is_process).map(str::to_owned).collect::<Vec<_>>()
                 })
                 .collect(),
         };

@@ -4,7 +4,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use banger_e2e::{BUSYBOX, SYSTEMD, World, in_world};
+use banger_e2e::{BUSYBOX, Backend, SYSTEMD, World, in_world};
 use rustix::process::Signal;
 use sha2::{Digest, Sha256};
 
@@ -132,10 +132,10 @@ fn a_background_process_does_not_hold_the_session(world: &World) {
 }
 
 #[test]
-fn two_hundred_megabytes_go_in_and_out_unchanged() {
+fn much_data_goes_in_and_out_unchanged() {
     in_world(|world| {
         world.start(SYSTEMD, "one");
-        let bytes = noise(200 << 20);
+        let bytes = noise(Backend::here().much());
         let hash = sha256(&bytes);
         let into = world.banger_with(
             &["vm", "exec", "one", "--", "sh", "-c", "cat > /root/big; sha256sum /root/big"],

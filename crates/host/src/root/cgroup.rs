@@ -95,13 +95,17 @@ pub(super) fn marks(installation: &Installation) -> Result<Vec<Mark>, HostError>
     Ok(marks)
 }
 
-/// The living processes of the group, each looked at once more after it was got hold of.
+/// The living processes of the group, each looked at once more after it was got hold of. Not the threads that KVM makes in
+/// the kernel for a VM, which are in its group too (`kvm_vm_create_worker_thread` of virt/kvm/kvm_main.c).
 pub(super) fn processes(mark: &Mark) -> io::Result<Vec<Watched>> {
     let Some(group) = place(mark)? else { return Ok(Vec::new()) };
     let mut found = Vec::new();
     for pid in pids(&group)? {
+        // Empty for a thread of the kernel, and for a process that has ended (proc_pid_cmdline(5)).
+        let line = || fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero()));
         if let Some(process) = Watched::open(pid)?
             && pids(&group)?.contains(&pid)
+            && line().is_ok_and(|line| !line.is_empty())
         {
             found.push(process);
         }
