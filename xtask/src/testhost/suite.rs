@@ -5,7 +5,7 @@
 //! for each test program     thaw a host ─► its tests ─► if the host died: thaw another ─► the tests that were not done
 //!                                  └──► before its reset ─► power off, on ─► after its reset
 //! ```
-//! The emulated host can die of itself: a flaw of the emulation that hits once in hundreds of guests. A program whose host
+//! The emulated host can die of itself, with many guests on a busy machine: a flaw of the emulation. A program whose host
 //! died is run on once, and the output says so; a second death is a failure.
 
 use std::path::Path;
