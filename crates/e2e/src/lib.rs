@@ -29,7 +29,7 @@ pub use processes::{processes_marked, wait_until};
 pub use programs::{built, run};
 pub use template::{busybox_tar, home as template_home};
 pub use terminal::Terminal;
-pub use world::{Background, World, in_world, in_world_at};
+pub use world::{Background, Claim, World, in_world, in_world_at};
 
 /// Name of the image that boots to systemd: the default one.
 pub const SYSTEMD: &str = "debian:bookworm";

@@ -16,6 +16,9 @@ use crate::programs::{built, new, run};
 use crate::template;
 use crate::terminal::Terminal;
 
+/// Something that holds in a world, and its name.
+pub type Claim = (&'static str, fn(&World));
+
 /// A banger of its own. Made by [`in_world`].
 #[derive(Debug)]
 pub struct World {
@@ -142,7 +145,7 @@ impl World {
     }
 
     /// Tries each by its name, then fails if one has failed.
-    pub fn each(&self, claims: &[(&str, fn(&World))]) {
+    pub fn each(&self, claims: &[Claim]) {
         let fails = |claim: fn(&World)| catch_unwind(AssertUnwindSafe(|| claim(self))).is_err();
         let mut failed = Vec::new();
         for (name, claim) in claims {
