@@ -218,6 +218,7 @@ fn a_terminal_is_a_terminal(world: &World) {
     shell.types("echo as''leep; sleep 1000\n");
     shell.shows("asleep");
     shell.types("\x03");
+    shell.shows("#");
     shell.types("echo status $?\n");
     shell.shows("status 130");
     shell.types("exit 9\n");
