@@ -52,6 +52,17 @@ impl Backend {
         }
     }
 
+    /// The folder that a VM's start needs space in, below a home.
+    #[must_use]
+    pub fn fills(self) -> &'static str {
+        match self {
+            // The filesystem on the VM's disk.
+            Backend::Qemu => "state/vms",
+            // A copy of Firecracker, and of what cannot be linked.
+            Backend::Firecracker => "state/jails",
+        }
+    }
+
     /// The VMM's program, and what `doctor` says to do where it is missing.
     #[must_use]
     pub fn program(self) -> (PathBuf, &'static str) {

@@ -177,6 +177,8 @@ impl Installed {
         opened.execute("UPDATE installation SET id = ?1", [&self.installation]).unwrap();
         drop(opened);
         run("chown", &["--recursive", &format!("{OWNER}:{OWNER}"), STATE]);
+        // banger itself syncs what it makes; the copies here must survive a power cut, too.
+        run("sync", &[]);
         run("systemctl", &["start", "bangerd.service"]);
     }
 

@@ -61,23 +61,20 @@ fn a_full_disk_is_said_to_be_and_nothing_half_made_stays() {
         world.banger(["daemon", "start"]).succeeds();
         let small = |folder: &str| {
             let folder = world.home().join(folder);
-            world
-                .program(
-                    "mount",
-                    &["-t", "tmpfs", "-o", "size=64k", "none", folder.to_str().unwrap()],
-                )
-                .succeeds();
+            std::fs::create_dir_all(&folder).unwrap();
+            let options = "size=64k,mode=700";
+            let mounted = folder.to_str().unwrap();
+            world.program("mount", &["-t", "tmpfs", "-o", options, "none", mounted]).succeeds();
             folder
         };
-        let vms = small("state/vms");
+        let full = small(Backend::here().fills());
         world
             .banger(["vm", "run", "--rm", "--", "true"])
             .exits(125)
             .complains("No space left")
             .complains("vm prune");
-        assert!(world.vms().is_empty());
-        assert_eq!(std::fs::read_dir(&vms).unwrap().count(), 0);
-        world.program("umount", &[vms.to_str().unwrap()]).succeeds();
+        world.nothing_is_left();
+        world.program("umount", &[full.to_str().unwrap()]).succeeds();
         let images = world.home().join("state/images");
         let tar = world.home().join("image.tar");
         world
