@@ -144,7 +144,7 @@ impl World {
                 owner: 0,
                 state: places.state.clone(),
                 jails: places.jails.clone(),
-                firecracker: programs(),
+                firecracker: programs(folder.path()),
             })
         });
         let host: Box<dyn Host> = match ground {
@@ -195,19 +195,26 @@ impl World {
     }
 }
 
-/// On a filesystem with device nodes, and with short paths.
+/// Where nobody but root can write: in no other folder are programs trusted to be root's.
 fn scratch() -> &'static Path {
-    Path::new("/var/tmp")
+    Path::new("/var/lib")
 }
 
-/// Firecracker's programs, in folders that only root can write to.
-fn programs() -> root::Firecracker {
-    let folder = std::env::var("BANGER_FIRECRACKER_DIR").map_or_else(
+/// Firecracker's programs, where only root can write. Links, since a program that is being copied cannot be executed
+/// (ETXTBSY), nor while a child of another test has the copy's descriptor.
+fn programs(folder: &Path) -> root::Firecracker {
+    let fetched = std::env::var("BANGER_FIRECRACKER_DIR").map_or_else(
         |_| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/firecracker"),
         PathBuf::from,
     );
-    let folder = folder.canonicalize().expect("`cargo xtask test` fetches Firecracker");
-    root::Firecracker { firecracker: folder.join("firecracker"), jailer: folder.join("jailer") }
+    let [firecracker, jailer] = ["firecracker", "jailer"].map(|name| {
+        let (from, to) = (fetched.join(name), folder.join(name));
+        std::fs::hard_link(&from, &to)
+            .or_else(|_| std::fs::copy(&from, &to).map(drop))
+            .expect("`cargo xtask test` fetches Firecracker");
+        to
+    });
+    root::Firecracker { firecracker, jailer }
 }
 
 /// QEMU is a program that waits. Limits need controllers, which not every machine's cgroup v2 has.
