@@ -48,7 +48,12 @@ struct Bare {
 impl Bare {
     fn start(&mut self, plan: &StartPlan, begun: Instant) -> Result<()> {
         let cgroup = cgroup(plan);
-        fs::create_dir_all(&cgroup)?;
+        let top = Path::new("/sys/fs/cgroup");
+        fs::create_dir_all(top.join("banger"))?;
+        for folder in [top.to_owned(), top.join("banger")] {
+            fs::write(folder.join("cgroup.subtree_control"), "+memory +cpu +pids")?;
+        }
+        fs::create_dir(&cgroup)?;
         fs::write(cgroup.join("memory.max"), plan.memory_max_bytes.to_string())?;
         fs::write(
             cgroup.join("cpu.max"),
