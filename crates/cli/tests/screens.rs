@@ -312,7 +312,7 @@ fn a_daemon_of_another_version_is_named_with_the_way_out() {
     });
     world.banger(&["vm", "list"]).assert().code(1).stderr_eq(str![[r#"
 error: the daemon is of another version: it is 99 9.9.9, this is 1 [..]
-try: run `banger daemon stop` and repeat the command: it starts this version's daemon, and running VMs live on
+try: run `banger daemon stop` (of an installation: `sudo banger system install`) and repeat the command; running VMs live on
 
 "#]]);
 }

@@ -416,7 +416,7 @@ mod tests {
                 .to_owned();
         }
         "User=\nKillMode=process\nOOMPolicy=continue\nRuntimeDirectoryPreserve=no\nNoNewPrivileges=yes\n\
-         CapabilityBoundingSet=cap_chown cap_dac_override cap_dac_read_search cap_fowner cap_kill cap_setgid \
+         CapabilityBoundingSet=cap_chown cap_dac_override cap_fowner cap_kill cap_setgid \
          cap_setuid cap_net_admin cap_sys_admin cap_mknod\nProtectSystem=strict\nProtectHome=yes\n\
          RestrictNamespaces=mnt\nDevicePolicy=auto\n"
             .to_owned()
