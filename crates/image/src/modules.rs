@@ -29,22 +29,21 @@ const BOOT: [&str; 8] = [
 ];
 
 /// Loaded for boot where there are such: ext4 takes its checksums from whatever crc32c the kernel's crypto has, and the
-/// processor's own is many times as fast as the generic one.
-const BOOT_IF_PRESENT: [&str; 2] = ["crc32c_generic", "crc32c_intel"];
+/// processor's own is many times as fast as the generic one. And what systemd mounts with before anything late can be
+/// there on a busy machine: a mount that fails makes it "degraded".
+const BOOT_IF_PRESENT: [&str; 4] = ["crc32c_generic", "crc32c_intel", "autofs4", "binfmt_misc"];
 
 /// What systemd, containers, sshfs, VPNs and image tools in a guest ask for, and the guest's devices.
-const LATE: [&str; 11] = [
+const LATE: [&str; 9] = [
     "vmw_vsock_virtio_transport",
     "virtio_net",
     "virtio_rng",
     "virtio_balloon",
-    "autofs4",
     "fuse",
     "tun",
     "loop",
     "squashfs",
     "erofs",
-    "binfmt_misc",
 ];
 
 /// Where the archive holds them.
