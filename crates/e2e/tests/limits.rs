@@ -73,6 +73,8 @@ fn a_full_disk_is_said_to_be_and_nothing_half_made_stays() {
             .exits(125)
             .complains("No space left")
             .complains("vm prune");
+        // A start that failed leaves its VM to be looked at; a creation that failed leaves none.
+        world.delete_all();
         world.nothing_is_left();
         world.program("umount", &[full.to_str().unwrap()]).succeeds();
         let images = world.home().join("state/images");
