@@ -159,7 +159,7 @@ fn a_vmm_that_is_killed_is_seen_within_two_seconds() {
 #[ignore = "needs the test host"]
 fn a_helper_killed_at_any_moment_of_a_start_or_a_stop_leaves_nothing() {
     installed(|banger| {
-        for milliseconds in [0, 100, 200, 300, 450, 600, 800, 1000, 1500] {
+        for milliseconds in [0, 200, 450, 800, 1500] {
             let pause = Duration::from_millis(milliseconds);
             std::thread::scope(|scope| {
                 let run = scope.spawn(|| {

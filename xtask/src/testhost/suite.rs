@@ -37,7 +37,7 @@ const NOT_THERE: [(&str, &str); 1] = [("building", "builds images from an archiv
 /// Its test programs that boot many guests at once: one test at a time, since the emulation bears two booting guests.
 const ONE_AT_A_TIME: [&str; 1] = ["many"];
 /// What one program's tests may take, of one part.
-const MOST: Duration = Duration::from_secs(600);
+const MOST: Duration = Duration::from_secs(420);
 
 /// A test program with its tests of the test host.
 #[derive(Debug)]
