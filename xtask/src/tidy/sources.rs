@@ -10,6 +10,7 @@ const STARTERS: &[&str] = &[
     "crates/cli/src/programs.rs",
     "crates/host/src/command.rs",
     "crates/image/src/programs.rs",
+    "crates/registry/src/programs.rs",
     "xtask/src/programs.rs",
 ];
 
