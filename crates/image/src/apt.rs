@@ -27,6 +27,8 @@ pub enum AptError {
     NoLists,
     #[error("{0} is no kernel package and stands for none")]
     NoKernel(String),
+    #[error("{0} is no package of a kernel's source and stands for none")]
+    NoSource(String),
     #[error("apt downloaded {0}, but its file is not there")]
     NoFile(String),
     #[error("cannot read the folder {folder} that apt downloads into")]
@@ -49,7 +51,9 @@ impl AptError {
     #[must_use]
     pub fn trouble(&self) -> Trouble {
         match self {
-            Self::Name(_) | Self::Unknown(_) | Self::NoKernel(_) => Trouble::Input,
+            Self::Name(_) | Self::Unknown(_) | Self::NoKernel(_) | Self::NoSource(_) => {
+                Trouble::Input
+            }
             Self::NoLists | Self::Ask(ProgramError::Absent { .. }) => Trouble::Missing,
             Self::Download { cause, .. } if cause.is_no_space() => Trouble::NoSpace,
             Self::Download { cause: ProgramError::Deadline { .. }, .. } => Trouble::Timeout,
@@ -63,7 +67,7 @@ impl AptError {
     pub fn remedy(&self) -> Option<String> {
         match self {
             Self::NoLists => Some("run `apt-get update` as root".into()),
-            Self::Unknown(_) => Some("see `apt-cache search linux-image`; `apt-get update` brings newer lists".into()),
+            Self::Unknown(_) => Some("see `apt-cache search '^linux-(image|source)'`; `apt-get update` brings newer lists".into()),
             Self::Download { .. } => {
                 Some("the lists may be older than the archive: run `apt-get update` as root, then repeat".into())
             }
@@ -92,7 +96,8 @@ pub(crate) fn download_kernel(
     folder: &Path,
     watch: Watch<'_>,
 ) -> Result<Vec<PathBuf>, AptError> {
-    let (image, depends) = resolve(package)?;
+    let found = resolve(package, "linux-image-")?;
+    let (image, depends) = found.ok_or_else(|| AptError::NoKernel(package.to_owned()))?;
     let modules: Vec<String> =
         depends.into_iter().filter(|name| name.starts_with("linux-modules-")).collect();
     let mut files = Vec::new();
@@ -102,22 +107,34 @@ pub(crate) fn download_kernel(
     Ok(files)
 }
 
-/// Follows metapackages to the package of a kernel; gives it and what it depends on.
-fn resolve(package: &str) -> Result<(String, Vec<String>), AptError> {
+/// Fetches into `folder` the package of a kernel's source that `package` is or stands for, as `linux-source` stands for
+/// the newest.
+pub(crate) fn download_source(
+    package: &str,
+    folder: &Path,
+    watch: Watch<'_>,
+) -> Result<PathBuf, AptError> {
+    let found = resolve(package, "linux-source-")?;
+    let (source, _) = found.ok_or_else(|| AptError::NoSource(package.to_owned()))?;
+    download(&source, folder, watch)
+}
+
+/// Follows metapackages to a package whose name begins with `prefix`; gives it and what it depends on.
+fn resolve(package: &str, prefix: &str) -> Result<Option<(String, Vec<String>)>, AptError> {
     check_package_name(package)?;
     let mut name = package.to_owned();
     for _ in 0..MOST_STEPS {
         let depends = depends_of(&name)?;
-        match depends.iter().find(|depended| depended.starts_with("linux-image-")) {
+        match depends.iter().find(|depended| depended.starts_with(prefix)) {
             Some(real) => {
                 check_package_name(real)?;
                 name.clone_from(real);
             }
-            None if name.starts_with("linux-image-") => return Ok((name, depends)),
+            None if name.starts_with(prefix) => return Ok(Some((name, depends))),
             None => break,
         }
     }
-    Err(AptError::NoKernel(package.to_owned()))
+    Ok(None)
 }
 
 /// The names in `Depends:` of the version that apt would install.

@@ -6,11 +6,14 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
+use sha2::{Digest as _, Sha256};
+
+use crate::kernel::hex;
 
 const NEW_FILE: &str = ".banger-new-";
 const SCRATCH: &str = ".banger-scratch-";
@@ -195,6 +198,22 @@ fn temporary_name(prefix: &str) -> Result<OsString, ArtifactError> {
     rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
         .map_err(|errno| failed("make a name in", Path::new(prefix))(errno.into()))?;
     Ok(format!("{prefix}{:016x}", u64::from_ne_bytes(random)).into())
+}
+
+/// SHA-256 of a file, hex.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn digest(path: &Path) -> Result<String, ArtifactError> {
+    let mut file = File::open(path).map_err(failed("open", path))?;
+    let mut hash = Sha256::new();
+    let mut piece = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut piece).map_err(failed("read", path))? {
+            0 => return Ok(hex(&hash.finalize())),
+            count => hash.update(&piece[..count]),
+        }
+    }
 }
 
 /// Bytes that an ordinary user can still write on the file system of `folder`.

@@ -13,8 +13,11 @@ use std::time::Duration;
 
 use crate::apt::{self, AptError, check_package_name};
 use crate::artifact::{self, ArtifactError};
+use crate::assemble::{self, Archive};
+use crate::layers::Limits;
 use crate::programs::{APT_GET, Call, MMDEBSTRAP, Program, ProgramError, UNSHARE};
-use crate::rootfs::{self, ImportedRootfs, Origin, RootfsError};
+use crate::rootfs::{ImportedRootfs, RootfsError};
+use crate::stream::Source;
 use crate::{Progress, Trouble, Watch};
 
 /// What makes a machine of Debian's smallest system: it boots, has a network, and can be logged in to.
@@ -205,12 +208,17 @@ pub fn build_debian(
             text: &format!("building {release} with mmdebstrap ({} mode)", mode.name()),
         });
         artifact::write(out, |image, draft| {
-            let origin = Origin { path: Path::new("mmdebstrap's output"), length: 0 };
             let mut image = Some(image);
             let mut filled = None;
             let built = call.watched(watch).drained_by(&mut |stdout| {
                 if let Some(image) = image.take() {
-                    filled = Some(rootfs::fill(stdout, &origin, image, draft, watch));
+                    let archive = Archive {
+                        path: "mmdebstrap's output".into(),
+                        source: Source::Stream(Box::new(stdout)),
+                        diff_id: None,
+                    };
+                    let limits = Limits::default();
+                    filled = Some(assemble::fill(vec![archive], 0, limits, image, draft, watch));
                 }
             });
             // A build that failed ends its output early, an import that failed ends the build early.

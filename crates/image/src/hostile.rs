@@ -4,8 +4,9 @@
 use std::io::Read;
 
 use crate::compression::{self, Format};
-use crate::listing::Listing;
 use crate::modules::{Modinfo, tests::module};
+use crate::property;
+use crate::samples::{self, file, folder, hard_link, item, symlink};
 use crate::{bzimage, deb, kernel};
 
 /// xorshift64 (Marsaglia 2003).
@@ -139,7 +140,79 @@ fn packages() {
     });
 }
 
+/// Every kind of entry and of header before it.
+fn every_kind_of_entry() -> [Vec<u8>; 2] {
+    let mut sparse = item("old-sparse", b'S').size(10).header();
+    sparse[257..265].copy_from_slice(b"ustar  \0");
+    sparse[386..398].copy_from_slice(b"00000010000\0");
+    sparse[398..410].copy_from_slice(b"00000000012\0");
+    sparse[483..495].copy_from_slice(b"00000020000\0");
+    let mut map = b"1\n4096\n10\n".to_vec();
+    map.resize(512, 0);
+    map.extend(b"0123456789");
+    let mut lower = samples::tar(&[
+        folder("./").mode(0o700),
+        file("etc/passwd", "lisa:x:502:1::/:\n"),
+        file("a", vec![7; 3000]).xattr("user.a", "value").record("mtime", "5.25"),
+        file("l/".repeat(60), ""),
+        file("b", "0123456789")
+            .record("GNU.sparse.map", "0,5,4096,5")
+            .record("GNU.sparse.size", "9000"),
+        file("GNUSparseFile.0/c", map)
+            .record("GNU.sparse.major", "1")
+            .record("GNU.sparse.minor", "0")
+            .record("GNU.sparse.name", "c")
+            .record("GNU.sparse.realsize", "5000"),
+        file("d", "").record("SCHILY.acl.access", "u::rw,u:lisa:r,g::r,m::r,o::-"),
+        hard_link("e", "a"),
+        symlink("f", "/l"),
+        samples::device("g", b'3', 1, 3),
+        item("h", b'6'),
+    ]);
+    lower.truncate(lower.len() - 1024);
+    lower.extend(samples::sealed(sparse));
+    lower.extend([b'x'; 512]);
+    lower.extend([0; 1024]);
+    let upper = samples::tar(&[
+        folder("l"),
+        symlink("f", "/l"),
+        file("c", "1"),
+        file("f/new", "1"),
+        file("l/.wh..wh..opq", ""),
+        file(".wh.a", ""),
+        folder("b"),
+        file("b/.wh.c", ""),
+        hard_link("i", "c"),
+    ]);
+    [lower, upper]
+}
+
+/// What the fuzz target begins with, and what was found by it.
+fn seeds() -> Vec<(String, Vec<u8>)> {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/seeds/layer");
+    let mut seeds: Vec<_> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .map(|path| (path.display().to_string(), std::fs::read(&path).unwrap()))
+        .collect();
+    seeds.sort();
+    seeds
+}
+
 #[test]
-fn listings() {
-    check("tar", &tar_with_attributes(), |bytes| Listing::read(bytes).is_ok());
+fn layers() {
+    for (name, seed) in seeds() {
+        let _may_be_refused = property::holds(&seed);
+        assert!(!seed.is_empty(), "{name}");
+    }
+    for (name, sample) in ["lower", "upper"].iter().zip(every_kind_of_entry()) {
+        check(name, &sample, property::holds);
+    }
+}
+
+/// A checksum that is always right lets the changes come further.
+#[test]
+fn layers_whose_headers_are_sealed_again() {
+    let [lower, _] = every_kind_of_entry();
+    check("sealed", &lower, |bytes| property::holds(&property::sealed(bytes)));
 }

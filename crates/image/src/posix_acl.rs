@@ -54,6 +54,22 @@ pub(crate) fn encode(text: &str, names: &Names) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
+/// The permission bits that a list says, if it says them of owner, group and others alone (acl(5), "minimal").
+pub(crate) fn as_mode(list: &[u8]) -> Option<u16> {
+    let entries = list.strip_prefix(&VERSION.to_le_bytes())?;
+    if entries.len() != 24 {
+        return None;
+    }
+    let mut mode = 0;
+    for (entry, tag) in entries.chunks_exact(8).zip([0x01, 0x04, 0x20]) {
+        if entry[..2] != [tag, 0] || entry[2] > 7 || entry[3] != 0 {
+            return None;
+        }
+        mode = mode << 3 | u16::from(entry[2]);
+    }
+    Some(mode)
+}
+
 /// `user:NAME:rwx`, or with the id behind it as star writes it: `user:NAME:rwx:ID`.
 fn entry(line: &str, names: &Names) -> Option<(u16, u32, u16)> {
     let fields: Vec<&str> = line.split(':').map(str::trim).collect();
@@ -113,6 +129,15 @@ mod tests {
         ] {
             assert_eq!(encode(text, &names).unwrap(), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn a_list_that_says_no_more_than_the_mode_is_told() {
+        let names = Names::default();
+        let mode = |text| as_mode(&encode(text, &names).unwrap());
+        assert_eq!(mode("user::rwx,group::r-x,other::r--"), Some(0o754));
+        assert_eq!(mode("user::rwx,group::r-x,mask::rwx,other::r--"), None);
+        assert_eq!(as_mode(b"\x02\0\0\0"), None);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::ffi::{OsStr, OsString};
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::Mutex;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -101,12 +101,16 @@ pub(crate) struct Program {
 pub(crate) const APT_CACHE: Program = Program { name: "apt-cache", package: "apt" };
 pub(crate) const APT_CONFIG: Program = Program { name: "apt-config", package: "apt" };
 pub(crate) const APT_GET: Program = Program { name: "apt-get", package: "apt" };
-pub(crate) const DEBUGFS: Program = Program { name: "debugfs", package: "e2fsprogs" };
+pub(crate) const BC: Program = Program { name: "bc", package: "bc" };
+pub(crate) const BISON: Program = Program { name: "bison", package: "bison" };
 pub(crate) const FAKEROOT: Program = Program { name: "fakeroot", package: "fakeroot" };
-pub(crate) const MKE2FS: Program = Program { name: "mke2fs", package: "e2fsprogs" };
+pub(crate) const FLEX: Program = Program { name: "flex", package: "flex" };
+pub(crate) const GCC: Program = Program { name: "gcc", package: "gcc" };
+pub(crate) const LD: Program = Program { name: "ld", package: "binutils" };
+pub(crate) const MAKE: Program = Program { name: "make", package: "make" };
 pub(crate) const MMDEBSTRAP: Program = Program { name: "mmdebstrap", package: "mmdebstrap" };
+pub(crate) const PERL: Program = Program { name: "perl", package: "perl-base" };
 pub(crate) const UNSHARE: Program = Program { name: "unshare", package: "util-linux" };
-pub(crate) const TAR: Program = Program { name: "tar", package: "tar" };
 
 impl Program {
     pub(crate) fn path(self) -> Result<PathBuf, ProgramError> {
@@ -145,14 +149,19 @@ impl std::fmt::Debug for Watch2<'_> {
 
 impl<'a> Call<'a> {
     pub(crate) fn new(program: Program, deadline: Duration) -> Result<Self, ProgramError> {
-        Ok(Self {
-            program: program.path()?,
+        Ok(Self::of(program.path()?, deadline))
+    }
+
+    /// A program of the user's own, by its absolute path.
+    pub(crate) fn of(program: PathBuf, deadline: Duration) -> Self {
+        Self {
+            program,
             arguments: Vec::new(),
             environment: Vec::new(),
             folder: None,
             deadline,
             watch: Watch2(None),
-        })
+        }
     }
 
     pub(crate) fn args<S: Into<OsString>>(
@@ -182,58 +191,45 @@ impl<'a> Call<'a> {
     /// Runs it to its end and gives its stdout.
     pub(crate) fn output(self) -> Result<Vec<u8>, ProgramError> {
         let mut output = Ok(Vec::new());
-        self.run(
-            None,
-            Some(&mut |stdout| {
-                let mut bytes = Vec::new();
-                output = stdout.take(LARGEST_OUTPUT).read_to_end(&mut bytes).map(|_| bytes);
-            }),
-        )
-        .and_then(|(program, _)| output.map_err(|cause| ProgramError::Pipe { program, cause }))
-    }
-
-    /// Runs it to its end; `feed` writes its stdin. What it said on stderr is given back.
-    pub(crate) fn fed_by(self, feed: Feed<'_>) -> Result<String, ProgramError> {
-        self.run(Some(feed), None).map(|(_, stderr)| stderr)
+        self.run(&mut |stdout| {
+            let mut bytes = Vec::new();
+            output = stdout.take(LARGEST_OUTPUT).read_to_end(&mut bytes).map(|_| bytes);
+        })
+        .and_then(|program| output.map_err(|cause| ProgramError::Pipe { program, cause }))
     }
 
     /// Runs it to its end while `drain` reads its stdout.
     pub(crate) fn drained_by(self, drain: Drain<'_>) -> Result<(), ProgramError> {
-        self.run(None, Some(drain)).map(|_| ())
+        self.run(drain).map(drop)
     }
 
-    fn run(
-        self,
-        feed: Option<Feed<'_>>,
-        drain: Option<Drain<'_>>,
-    ) -> Result<(PathBuf, String), ProgramError> {
-        let stdin = if feed.is_some() { Stdio::piped() } else { Stdio::null() };
-        let stdout = if drain.is_some() { Stdio::piped() } else { Stdio::null() };
-        let mut child =
-            self.command()
-                .stdin(stdin)
-                .stdout(stdout)
-                .stderr(Stdio::piped())
-                .spawn()
-                .map_err(|cause| ProgramError::Start { program: self.program.clone(), cause })?;
-        let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
+    /// Runs it to its end and tells stdout line by line too.
+    pub(crate) fn told(self) -> Result<(), ProgramError> {
+        let watch = self.watch.0;
+        self.drained_by(&mut |stdout| keep_lines(stdout, &Mutex::default(), watch))
+    }
+
+    fn run(self, drain: Drain<'_>) -> Result<PathBuf, ProgramError> {
+        let mut child = self
+            .command()
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|cause| ProgramError::Start { program: self.program.clone(), cause })?;
+        let stdout = child.stdout.take().expect("stdout is piped");
         let stderr = child.stderr.take().expect("stderr is piped");
         let kept = Mutex::new(VecDeque::new());
         let ended = std::thread::scope(|scope| {
             scope.spawn(|| keep_lines(stderr, &kept, self.watch.0));
-            if let (Some(feed), Some(stdin)) = (feed, stdin) {
-                scope.spawn(move || feed(stdin));
-            }
-            if let (Some(drain), Some(stdout)) = (drain, stdout) {
-                scope.spawn(move || drain(stdout));
-            }
+            scope.spawn(move || drain(stdout));
             wait(&mut child, self.deadline)
         });
         let stderr =
             Vec::from(kept.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner))
                 .join("\n");
         match ended {
-            Ok(Some(status)) if status.success() => Ok((self.program, stderr)),
+            Ok(Some(status)) if status.success() => Ok(self.program),
             Ok(Some(status)) => Err(ProgramError::Failed { program: self.program, status, stderr }),
             Ok(None) => Err(ProgramError::Deadline {
                 program: self.program,
@@ -267,9 +263,6 @@ impl<'a> Call<'a> {
         command
     }
 }
-
-/// Writes a program's stdin and closes it by returning. Runs on a thread of its own.
-pub(crate) type Feed<'f> = &'f mut (dyn FnMut(ChildStdin) + Send);
 
 /// Reads a program's stdout. Runs on a thread of its own.
 pub(crate) type Drain<'f> = &'f mut (dyn FnMut(ChildStdout) + Send);
