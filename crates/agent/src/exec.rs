@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use banger_api::exec::{
     Exit, FrameError, FromAgent, Refused, STDIN_WINDOW, Start, TerminalSize, ToAgent, Word,
 };
+use banger_api::image::Config;
 use bytes::Bytes;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
@@ -60,8 +61,8 @@ enum Gone {
     Broken(#[from] tungstenite::Error),
 }
 
-/// Serves one exec from its first frame to its last.
-pub(crate) async fn serve<S>(socket: WebSocketStream<S>)
+/// Serves one exec from its first frame to its last. What the request leaves open is as the image's `config` says.
+pub(crate) async fn serve<S>(socket: WebSocketStream<S>, config: &Config)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -69,7 +70,7 @@ where
     // A client that leaves before it has started anything leaves nothing to do.
     let Ok(ToAgent::Start(start)) = next(&mut frames).await else { return };
     let begun = Instant::now();
-    match prepare(&start)
+    match prepare(&start, config)
         .and_then(|program| spawn::start(&program).map_err(|error| refuse_start(&error)))
     {
         Err(refused) => {
@@ -459,11 +460,11 @@ fn winsize(size: TerminalSize) -> Winsize {
 }
 
 /// Makes of a request what can be started, or says why not.
-fn prepare(start: &Start) -> Result<Program, Refused> {
-    let user =
-        users::find(start.user.as_deref()).map_err(|error| refuse(125, error.to_string()))?;
-    let environment = environment(start, &user)?;
-    let folder = folder(start, &user)?;
+pub(crate) fn prepare(start: &Start, config: &Config) -> Result<Program, Refused> {
+    let user = start.user.as_deref().or(config.user.as_deref().filter(|user| !user.is_empty()));
+    let user = users::find(user).map_err(|error| refuse(125, error.to_string()))?;
+    let environment = environment(start, config, &user)?;
+    let folder = folder(start, config, &user)?;
     let (wanted, arg0) = match start.argv.first() {
         Some(word) => (os(word).to_owned(), os(word).to_owned()),
         None => login_shell(&user, &folder)?,
@@ -492,8 +493,12 @@ fn os(word: &Word) -> &OsStr {
     OsStr::from_bytes(word.as_bytes())
 }
 
-/// The guest's own, then the request's; a later one of the same name wins.
-fn environment(start: &Start, user: &User) -> Result<Vec<(OsString, OsString)>, Refused> {
+/// The guest's own, then the image's, then the request's; a later one of the same name wins.
+fn environment(
+    start: &Start,
+    config: &Config,
+    user: &User,
+) -> Result<Vec<(OsString, OsString)>, Refused> {
     let own = [
         ("PATH", spawn::DEFAULT_PATH),
         ("HOME", &user.home),
@@ -504,6 +509,12 @@ fn environment(start: &Start, user: &User) -> Result<Vec<(OsString, OsString)>, 
     let terminal = start.tty.map(|_| ("TERM", "xterm-256color"));
     let mut environment: Vec<(OsString, OsString)> =
         own.into_iter().chain(terminal).map(|(name, value)| (name.into(), value.into())).collect();
+    let of_image = config.env.iter().filter_map(|line| line.split_once('='));
+    environment.extend(
+        of_image
+            .filter(|(name, _)| !name.is_empty())
+            .map(|(name, value)| (name.into(), value.into())),
+    );
     for (name, value) in &start.env {
         if name.as_bytes().is_empty() || name.as_bytes().contains(&b'=') {
             return Err(refuse(
@@ -516,13 +527,16 @@ fn environment(start: &Start, user: &User) -> Result<Vec<(OsString, OsString)>, 
     Ok(environment)
 }
 
-fn folder(start: &Start, user: &User) -> Result<PathBuf, Refused> {
+fn folder(start: &Start, config: &Config, user: &User) -> Result<PathBuf, Refused> {
     match &start.cwd {
         Some(word) => match std::fs::metadata(os(word)) {
             Ok(found) if found.is_dir() => Ok(Path::new("/").join(os(word))),
             Ok(_) => Err(refuse(125, format!("{word:?} is no folder in the guest"))),
             Err(_) => Err(refuse(125, format!("there is no folder {word:?} in the guest"))),
         },
+        None if config.working_dir.as_ref().is_some_and(|folder| Path::new(folder).is_dir()) => {
+            Ok(Path::new("/").join(config.working_dir.as_deref().unwrap_or_default()))
+        }
         None if Path::new(&user.home).is_dir() => Ok(PathBuf::from(&user.home)),
         None => Ok(PathBuf::from("/")),
     }
@@ -562,7 +576,7 @@ fn refuse_lookup(why: &NotFound, wanted: &OsStr, path: &OsStr) -> Refused {
 }
 
 /// Errors that execve(2) gives for a file that was found.
-fn refuse_start(error: &StartError) -> Refused {
+pub(crate) fn refuse_start(error: &StartError) -> Refused {
     let text = banger_api::problem::chain(Some(error)).join(": ");
     match error {
         StartError::Run { path, cause } if cause.kind() == io::ErrorKind::NotFound => refuse(

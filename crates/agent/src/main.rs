@@ -12,6 +12,7 @@ mod boot;
 mod cmdline;
 mod console;
 mod disks;
+mod entrypoint;
 mod exec;
 mod ext4;
 #[cfg(test)]

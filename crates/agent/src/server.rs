@@ -2,22 +2,24 @@
 //!
 //! ```text
 //! GET  /v1/exec      WebSocket: a command, see exec.rs
+//! PUT  /v1/image     what the image says about its programs (JSON GuestImage); runs its program if asked to
 //! GET  /v1/init      what PID 1 is and how far, once it has started what it starts
 //! GET  /v1/health    200 {"uptime_ms": ..}
 //! POST /v1/shutdown  202 when all is on the disks; then PID 1 is asked to turn the guest off
 //! ```
 
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use banger_api::client::websocket_config;
+use banger_api::image::{Config, GuestImage};
 use banger_api::{Code, Problem};
 use bytes::Bytes;
 use http::header::{
     CONNECTION, CONTENT_TYPE, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE,
 };
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -27,6 +29,7 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
+use crate::entrypoint::{self, Entrypoint, EntrypointError};
 use crate::init::{Init, InitError};
 use crate::{cmdline, console, exec, shutdown};
 
@@ -37,11 +40,57 @@ type Reply = Response<Full<Bytes>>;
 pub(crate) struct Guest {
     init: Init,
     end_is_installed: OnceCell<()>,
+    image: Mutex<Arc<Config>>,
+    /// The image's program, from its start on.
+    entrypoint: OnceCell<Arc<Entrypoint>>,
 }
+
+/// What an image says is no longer than this: 1 MiB.
+const LARGEST_BODY: usize = 1 << 20;
 
 impl Guest {
     pub(crate) fn new(init: Init) -> Self {
-        Self { init, end_is_installed: OnceCell::new() }
+        Self {
+            init,
+            end_is_installed: OnceCell::new(),
+            image: Mutex::default(),
+            entrypoint: OnceCell::new(),
+        }
+    }
+
+    fn image(&self) -> Arc<Config> {
+        Arc::clone(&self.image.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes what the image says; if `run`, runs its program, once.
+    async fn take_image(self: &Arc<Self>, image: GuestImage) -> Result<(), EntrypointError> {
+        if let Some(folder) = &image.config.working_dir
+            && let Err(error) = std::fs::create_dir_all(folder)
+        {
+            console::say(&format!("cannot make the image's working folder {folder}: {error}"));
+        }
+        let config = Arc::new(image.config);
+        *self.image.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&config);
+        if !image.run || config.program().is_empty() {
+            return Ok(());
+        }
+        let start = || async {
+            let (entrypoint, child) = entrypoint::start(&config)?;
+            let entrypoint = Arc::new(entrypoint);
+            drop(tokio::spawn(Arc::clone(self).off_after(Arc::clone(&entrypoint), child)));
+            Ok(entrypoint)
+        };
+        self.entrypoint.get_or_try_init(start).await.map(drop)
+    }
+
+    /// The guest lives as long as its image's program.
+    async fn off_after(self: Arc<Self>, entrypoint: Arc<Entrypoint>, child: std::process::Child) {
+        let how = entrypoint.end(child).await;
+        console::say(&format!("the image's program ended with {how}; the guest goes off"));
+        drop(tokio::task::spawn_blocking(rustix::fs::sync).await);
+        if let Err(error) = self.init.power_off(cmdline::off()).await {
+            console::say_error(&error);
+        }
     }
 
     /// Sees to it, once, that an init which hands over at its end finds us.
@@ -71,7 +120,8 @@ where
 
 async fn answer(request: Request<Incoming>, guest: Arc<Guest>) -> Result<Reply, Infallible> {
     let reply = match (request.method(), request.uri().path()) {
-        (&Method::GET, "/v1/exec") => upgrade(request),
+        (&Method::GET, "/v1/exec") => upgrade(request, guest.image()),
+        (&Method::PUT, "/v1/image") => take_image(request, &guest).await,
         (&Method::GET, "/v1/init") => match guest.init.state().await {
             Ok(state) => json(StatusCode::OK, &state),
             Err(error) => problem(StatusCode::INTERNAL_SERVER_ERROR, &error),
@@ -97,6 +147,26 @@ fn json(status: StatusCode, value: &impl serde::Serialize) -> Reply {
     reply
 }
 
+async fn take_image(request: Request<Incoming>, guest: &Arc<Guest>) -> Reply {
+    let invalid = |error: &(dyn std::error::Error + 'static)| {
+        json(StatusCode::BAD_REQUEST, &Problem::from_error(Code::Invalid, error))
+    };
+    let body = match Limited::new(request.into_body(), LARGEST_BODY).collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(error) => return invalid(error.as_ref()),
+    };
+    match serde_json::from_slice(&body) {
+        Err(error) => invalid(&error),
+        Ok(image) => match guest.take_image(image).await {
+            Ok(()) => json(StatusCode::OK, &serde_json::json!({})),
+            Err(error) => {
+                console::say_error(&error);
+                json(StatusCode::CONFLICT, &Problem::from_error(Code::Guest, &error))
+            }
+        },
+    }
+}
+
 fn problem(status: StatusCode, error: &InitError) -> Reply {
     json(status, &Problem::from_error(Code::Guest, error))
 }
@@ -109,7 +179,7 @@ fn uptime_ms() -> u64 {
 }
 
 /// Turns the connection into a WebSocket that carries an exec (RFC 6455, 4.2).
-fn upgrade(request: Request<Incoming>) -> Reply {
+fn upgrade(request: Request<Incoming>, image: Arc<Config>) -> Reply {
     let headers = request.headers();
     let wants_websocket = headers
         .get(UPGRADE)
@@ -130,6 +200,7 @@ fn upgrade(request: Request<Incoming>) -> Reply {
             exec::serve(
                 WebSocketStream::from_raw_socket(stream, Role::Server, Some(websocket_config()))
                     .await,
+                &image,
             )
             .await;
         }
@@ -151,6 +222,9 @@ async fn power_off(guest: Arc<Guest>) -> Reply {
     guest.install_end().await;
     drop(tokio::task::spawn_blocking(rustix::fs::sync).await);
     drop(tokio::spawn(async move {
+        if let Some(entrypoint) = guest.entrypoint.get() {
+            entrypoint.stop().await;
+        }
         if let Err(error) = guest.init.power_off(cmdline::off()).await {
             console::say_error(&error);
         }

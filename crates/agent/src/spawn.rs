@@ -171,6 +171,19 @@ pub(crate) fn start(program: &Program) -> Result<Started, StartError> {
     Ok(Started { child, ends })
 }
 
+/// Starts a program without stdin, whose output goes where the agent's own words do: to the console.
+pub(crate) fn start_on_console(program: &Program) -> Result<Child, StartError> {
+    let mut command = Command::new(&program.path);
+    command.arg0(&program.arg0).args(&program.arguments).env_clear().stdin(Stdio::null());
+    command.envs(program.environment.iter().map(|(name, value)| (name, value)));
+    let console = std::io::stderr();
+    let console = rustix::io::dup(&console)
+        .map_err(|errno| StartError::Make { what: "output", cause: errno.into() })?;
+    command.stdout(Stdio::from(console));
+    shed(&mut command, program)?;
+    command.spawn().map_err(|error| explain(&error, program))
+}
+
 fn pipes(command: &mut Command, no_stdin: bool) -> io::Result<Ends> {
     let stdin = if no_stdin {
         command.stdin(Stdio::null());

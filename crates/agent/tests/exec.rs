@@ -2,16 +2,22 @@
 #![expect(clippy::unwrap_used, reason = "a test's helpers fail as the test does")]
 
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use banger_api::Problem;
 use banger_api::client::{Client, ExecSocket};
 use banger_api::exec::{
     Exit, FromAgent, Refused, STDIN_WINDOW, Start, TerminalSize, ToAgent, Word,
 };
+use banger_api::image::{Config, GuestImage};
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
+use http::Request;
+use http_body_util::{BodyExt, Full};
+use hyper_util::rt::TokioIo;
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncReadExt;
 use tokio_tungstenite::tungstenite::Message;
@@ -669,4 +675,82 @@ async fn a_request_that_is_no_websocket_is_refused() {
         within(stream.read_to_string(&mut reply)).await.unwrap();
         assert!(reply.starts_with(status), "{request:?}: {reply:?}");
     }
+}
+
+impl Agent {
+    /// Tells it what the guest's image says; what it answers if it refuses.
+    async fn put_image(&self, image: &GuestImage) -> Result<(), Problem> {
+        let stream = tokio::net::UnixStream::connect(self.file("agent.sock")).await.unwrap();
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        drop(tokio::spawn(connection));
+        let body = Full::new(Bytes::from(serde_json::to_vec(image).unwrap()));
+        let request = Request::put("/v1/image").header("host", "agent").body(body).unwrap();
+        let reply = within(sender.send_request(request)).await.unwrap();
+        let status = reply.status();
+        let said = within(reply.into_body().collect()).await.unwrap().to_bytes();
+        if status.is_success() { Ok(()) } else { Err(serde_json::from_slice(&said).unwrap()) }
+    }
+}
+
+#[tokio::test]
+async fn what_the_image_says_holds_where_the_request_says_nothing() {
+    let agent = Agent::start().await;
+    let made = agent.file("srv/app");
+    let config = Config {
+        env: vec!["COLOUR=blue".into(), "PATH=/usr/bin:/bin".into(), "=odd".into()],
+        working_dir: Some(made.to_str().unwrap().into()),
+        user: Some("65534:65534".into()),
+        ..Config::default()
+    };
+    agent.put_image(&GuestImage { config, run: false }).await.unwrap();
+    std::fs::set_permissions(agent.folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let ask = "echo $COLOUR $PATH; pwd; id -u";
+    let outcome = agent.run(shell(ask)).await;
+    assert_eq!(outcome.text(), format!("blue /usr/bin:/bin\n{}\n65534\n", made.display()));
+
+    let own = Start {
+        env: vec![(word("COLOUR"), word("red"))],
+        cwd: Some(word("/")),
+        user: Some("0".into()),
+        ..shell(ask)
+    };
+    assert_eq!(agent.run(own).await.text(), "red /usr/bin:/bin\n/\n0\n");
+}
+
+#[tokio::test]
+async fn the_images_program_runs_once_as_the_image_says() {
+    let agent = Agent::start().await;
+    let log = agent.file("log");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &log, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)
+        .unwrap();
+    let config = Config {
+        entrypoint: vec!["sh".into(), "-c".into(), "echo $0 $WHAT >log".into()],
+        cmd: vec!["arguments".into()],
+        env: vec!["WHAT=follow".into()],
+        working_dir: Some(agent.folder.path().to_str().unwrap().into()),
+        user: Some("root".into()),
+        ..Config::default()
+    };
+    let image = GuestImage { config, run: true };
+    agent.put_image(&image).await.unwrap();
+    // A second time would block the writer of the pipe, and the reader find two lines.
+    agent.put_image(&image).await.unwrap();
+    let said = within(tokio::fs::read_to_string(&log)).await.unwrap();
+    assert_eq!(said, "arguments follow\n");
+}
+
+#[tokio::test]
+async fn a_program_that_the_image_lacks_is_refused_by_name() {
+    let agent = Agent::start().await;
+    let config = Config { cmd: vec!["no-such-program".into()], ..Config::default() };
+    let refused = agent.put_image(&GuestImage { config, run: true }).await.unwrap_err();
+    assert!(refused.message.contains("no-such-program"), "{refused:?}");
+    let config = Config {
+        cmd: vec!["true".into()],
+        stop_signal: Some("SIGNAL".into()),
+        ..Config::default()
+    };
+    let refused = agent.put_image(&GuestImage { config, run: true }).await.unwrap_err();
+    assert!(refused.message.contains("SIGNAL"), "{refused:?}");
 }

@@ -14,6 +14,7 @@ pub mod folders;
 pub mod ids;
 pub mod image;
 pub mod install;
+pub mod kernel;
 pub mod operation;
 pub mod problem;
 pub mod size;

@@ -26,6 +26,14 @@ pub enum Event {
         total: u64,
         unit: Unit,
     },
+    /// How far a part of the present stage is that others go on beside: a layer of a pull. `total` is 0 when nobody knows.
+    Part {
+        /// Unique in its stage, for people too: `layer 2 of 5`.
+        part: String,
+        done: u64,
+        total: u64,
+        unit: Unit,
+    },
     /// A line of a program that works for us, such as mmdebstrap.
     Log {
         line: String,

@@ -5,6 +5,7 @@ use std::fmt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::image::Config;
 use crate::{ImageName, KernelName, Problem, Size, VmId, VmName};
 
 /// Where a VM is in its life. Every state can be left by delete.
@@ -43,6 +44,15 @@ pub struct Vm {
     pub name: VmName,
     pub state: State,
     pub image: ImageName,
+    /// The program that boots the image; absent when the agent does an init's duty.
+    #[serde(default)]
+    pub init: Option<String>,
+    /// What the image says about its programs.
+    #[serde(default)]
+    pub config: Config,
+    /// The image's program runs from each start on, and the VM stops when it ends.
+    #[serde(default)]
+    pub entrypoint: bool,
     pub kernel: KernelName,
     pub cpus: u32,
     pub memory_bytes: Size,
@@ -60,6 +70,19 @@ pub struct Vm {
     pub problem: Option<Problem>,
 }
 
+/// What boots a guest: its PID 1.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Init {
+    /// The image's own if it has one, else the agent.
+    #[default]
+    Auto,
+    /// The agent, whatever the image has.
+    None,
+    /// A program of the image; absolute.
+    Path(String),
+}
+
 /// POST /v1/vms: makes a VM and, if asked, starts it. What is missing of image and kernel is made first.
 /// A reply is a stream of [`crate::operation::Event`]s that ends in `done` with the [`Vm`].
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -74,6 +97,10 @@ pub struct CreateVm {
     pub cpus: Option<u32>,
     pub memory_bytes: Option<Size>,
     pub disk_bytes: Option<Size>,
+    /// What boots the guest.
+    pub init: Init,
+    /// Run the image's program at each start, if the agent does an init's duty and the image names one.
+    pub entrypoint: bool,
     pub start: bool,
     /// The VM goes when the connection of this request ends: the daemon keeps the stream open after `done`
     /// and deletes the VM when the client closes it.

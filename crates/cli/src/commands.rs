@@ -1,12 +1,15 @@
 //! The verbs: one file each, which holds its help, its arguments and what it does.
 
+mod ask;
 mod bench;
+mod cache;
 mod completion;
 mod daemon;
 mod doctor;
 mod duration;
 mod image;
 mod kernel;
+mod pruning;
 mod system;
 mod targets;
 mod vm;
@@ -40,6 +43,9 @@ pub(crate) enum Noun {
     /// Kernels that VMs boot
     #[command(subcommand)]
     Kernel(kernel::Verb),
+    /// What is kept only to be quicker
+    #[command(subcommand)]
+    Cache(cache::Verb),
     /// The daemon that works for you in the background
     #[command(subcommand)]
     Daemon(daemon::Verb),
@@ -59,6 +65,7 @@ impl Noun {
             Noun::Vm(verb) => verb.run(context).await,
             Noun::Image(verb) => verb.run(context).await,
             Noun::Kernel(verb) => verb.run(context).await,
+            Noun::Cache(verb) => verb.run(context).await,
             Noun::Daemon(verb) => verb.run(context).await,
             Noun::System(verb) => verb.run(context).await,
             Noun::Bench(verb) => verb.run(context).await,

@@ -54,6 +54,7 @@ impl Work {
                 Event::Failed { problem } => return Err(self.name(problem)),
                 Event::Stage { .. }
                 | Event::Progress { .. }
+                | Event::Part { .. }
                 | Event::Log { .. }
                 | Event::Note { .. } => {}
             }

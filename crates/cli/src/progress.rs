@@ -1,6 +1,7 @@
 //! How far long work is, on stderr: one living line for each piece of work on a terminal, plain lines elsewhere, nothing
 //! when quiet was asked for. Never writes to stdout.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use banger_api::operation::{Event, Unit};
@@ -19,8 +20,17 @@ pub(crate) enum Progress {
 #[derive(Debug)]
 pub(crate) enum Line {
     Quiet,
-    Plain { prefix: String },
-    Living { bar: ProgressBar, prefix: String, stage: String },
+    Plain {
+        prefix: String,
+    },
+    Living {
+        all: MultiProgress,
+        bar: ProgressBar,
+        prefix: String,
+        stage: String,
+        /// One for each part of the stage that is under way.
+        parts: BTreeMap<String, ProgressBar>,
+    },
 }
 
 impl Progress {
@@ -43,7 +53,8 @@ impl Progress {
             Progress::Living(all) => {
                 let bar = all.add(ProgressBar::new_spinner().with_style(spinner()));
                 bar.enable_steady_tick(Duration::from_millis(120));
-                Line::Living { bar, prefix, stage: String::new() }
+                let (stage, parts) = (String::new(), BTreeMap::new());
+                Line::Living { all: all.clone(), bar, prefix, stage, parts }
             }
         }
     }
@@ -66,8 +77,9 @@ impl Line {
                     out::stderr(&format!("{prefix}{text}\n"));
                 }
             }
-            Line::Living { bar, prefix, stage } => match event {
+            Line::Living { all, bar, prefix, stage, parts } => match event {
                 Event::Stage { text, .. } => {
+                    end_all(parts);
                     *stage = format!("{prefix}{text}");
                     bar.set_style(spinner());
                     bar.set_message(stage.clone());
@@ -83,6 +95,9 @@ impl Line {
                     bar.set_message(stage.clone());
                     bar.set_position(*done);
                 }
+                Event::Part { part, done, total, unit } => {
+                    show_part(all, bar, parts, part, (*done, *total), *unit);
+                }
                 Event::Log { line } => bar.set_message(format!("{stage} · {line}")),
                 Event::Note { text } => bar.suspend(|| out::stderr(&format!("{prefix}{text}\n"))),
                 Event::Started { .. } | Event::Done { .. } | Event::Failed { .. } => {}
@@ -92,9 +107,41 @@ impl Line {
 
     /// Takes the living line away: the result that follows says it all.
     pub(crate) fn end(self) {
-        if let Line::Living { bar, .. } = self {
+        if let Line::Living { bar, mut parts, .. } = self {
+            end_all(&mut parts);
             bar.finish_and_clear();
         }
+    }
+}
+
+/// A part has a line of its own, below its work's, from when it is first heard of until it is done.
+fn show_part(
+    all: &MultiProgress,
+    above: &ProgressBar,
+    parts: &mut BTreeMap<String, ProgressBar>,
+    part: &str,
+    (done, total): (u64, u64),
+    unit: Unit,
+) {
+    if total > 0 && done >= total {
+        if let Some(bar) = parts.remove(part) {
+            bar.finish_and_clear();
+        }
+        return;
+    }
+    let bar = parts.entry(part.to_owned()).or_insert_with(|| {
+        let bar = ProgressBar::new(total).with_style(measured(unit));
+        let bar = all.insert_after(above, bar);
+        bar.set_message(format!("  {part}"));
+        bar
+    });
+    bar.set_length(total);
+    bar.set_position(done);
+}
+
+fn end_all(parts: &mut BTreeMap<String, ProgressBar>) {
+    for bar in std::mem::take(parts).into_values() {
+        bar.finish_and_clear();
     }
 }
 
@@ -106,6 +153,7 @@ fn plain(event: &Event) -> Option<String> {
         Event::Log { line } => Some(format!("  {line}")),
         Event::Started { .. }
         | Event::Progress { .. }
+        | Event::Part { .. }
         | Event::Done { .. }
         | Event::Failed { .. } => None,
     }

@@ -81,6 +81,7 @@ impl Shown for Vm {
             ("id", self.id.to_string()),
             ("state", self.state.to_string()),
             ("image", self.image.to_string()),
+            ("init", self.init.clone().unwrap_or_else(|| "banger's agent".to_owned())),
             ("kernel", self.kernel.to_string()),
             ("cpus", self.cpus.to_string()),
             ("memory", self.memory_bytes.to_string()),
@@ -120,7 +121,7 @@ impl Shown for Image {
     }
 
     fn fields(&self, now: Timestamp) -> Vec<(&'static str, String)> {
-        vec![
+        let mut fields = vec![
             ("name", self.name.to_string()),
             ("digest", self.digest.clone()),
             ("size", Size::bytes(self.size_bytes).to_string()),
@@ -130,11 +131,35 @@ impl Shown for Image {
                     .clone()
                     .unwrap_or_else(|| "none; banger's agent does its duty".to_owned()),
             ),
-            ("source", self.source.clone()),
-            ("created", moment(self.created_at, now)),
-            ("used by", used_by(&self.used_by)),
-        ]
+        ];
+        let config = &self.config;
+        let texts = [
+            ("entrypoint", words(&config.entrypoint)),
+            ("command", words(&config.cmd)),
+            ("user", config.user.clone().unwrap_or_default()),
+            ("folder", config.working_dir.clone().unwrap_or_default()),
+            ("stop signal", config.stop_signal.clone().unwrap_or_default()),
+            ("ports", config.exposed_ports.join(", ")),
+        ];
+        fields.extend(texts.into_iter().filter(|(_, text)| !text.is_empty()));
+        fields.extend(config.env.iter().map(|line| ("env", line.clone())));
+        fields.push(("source", self.source.clone()));
+        fields.extend(self.manifest.clone().map(|digest| ("manifest", digest)));
+        fields.push(("created", moment(self.created_at, now)));
+        fields.push(("used by", used_by(&self.used_by)));
+        fields
     }
+}
+
+/// Words as they could be typed.
+fn words(words: &[String]) -> String {
+    let plain = |word: &String| {
+        !word.is_empty()
+            && word.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_./:=,@%+".contains(&b))
+    };
+    let shown =
+        words.iter().map(|word| if plain(word) { word.clone() } else { format!("{word:?}") });
+    shown.collect::<Vec<_>>().join(" ")
 }
 
 impl Shown for Kernel {

@@ -41,6 +41,7 @@ name     old
 id       0123abcd
 state    error
 image    debian:bookworm
+init     /sbin/init
 kernel   6.1.0-56-cloud-amd64
 cpus     2
 memory   1 GiB
@@ -284,7 +285,7 @@ fn a_detached_run_prints_the_vms_name() {
         .code(0)
         .stdout_eq("x: running\n");
     assert!(world.saw(
-        r#"POST /v1/vms {"name":"x","image":null,"kernel":null,"cpus":2,"memory_bytes":2147483648,"disk_bytes":null,"start":true,"ephemeral":false}"#
+        r#"POST /v1/vms {"name":"x","image":null,"kernel":null,"cpus":2,"memory_bytes":2147483648,"disk_bytes":null,"init":"auto","entrypoint":true,"start":true,"ephemeral":false}"#
     ));
     let output = world.banger(&["vm", "run", "-d", "--format", "json"]).output().unwrap();
     let vm: banger_api::vm::Vm = serde_json::from_slice(&output.stdout).unwrap();
@@ -358,6 +359,7 @@ Commands:
   vm          Make VMs, run commands in them, look at them, delete them
   image       Root filesystems that VMs boot from
   kernel      Kernels that VMs boot
+  cache       What is kept only to be quicker
   daemon      The daemon that works for you in the background
   system      The daemon as a service of this host, with root's helper and jailed VMs
   doctor      Look whether this host is fit for VMs, and say what to do where it is not
@@ -426,6 +428,8 @@ Options:
 The VM:
       --name <NAME>      Its name; made up if not given
       --image <IMAGE>    The image it boots; fetched or built if missing
+      --init <INIT>      What boots it: auto (the image's init if it has one), none (banger's
+                         agent), or the path of a program in the image
       --kernel <KERNEL>  The kernel it boots, if not the image's own
       --cpus <N>         How many CPUs it has
       --memory <SIZE>    Memory, such as 512M or 2G; a bare number is MiB
@@ -436,18 +440,22 @@ The command:
   -T, --no-tty             Give it no terminal, even if stdin and stdout are one
   -n, --no-stdin           Let it read an empty stdin instead of ours, as loops over lines need it
   -e, --env <KEY[=VALUE]>  A variable of its environment; KEY alone takes the value from ours
-  -w, --workdir <FOLDER>   The folder it starts in; the user's home if not given
-  -u, --user <USER>        The user it runs as: NAME, UID, NAME:GROUP or UID:GID; root if not given
+  -w, --workdir <FOLDER>   The folder it starts in; the image's if it names one, else the user's
+                           home
+  -u, --user <USER>        The user it runs as: NAME, UID, NAME:GROUP or UID:GID; the image's if it
+                           names one, else root
   [CMD]...                 The command and its arguments, passed on word for word
 
-Image and kernel are made first where they are missing. Without a command: a login shell. The VM
-stays when the command ends, unless --rm was given. Exits with the command's own status, 128+n if
-signal n ended it; 125 if banger failed, 126 if the command cannot be executed, 127 if there is none
-of that name.
+Image and kernel are fetched or made first where they are missing. Without a command: a login shell,
+or the image's own program (its entrypoint) if the image has one and no init. The VM stays when the
+command ends, unless --rm was given. With -d the image's program runs from each start on, and the VM
+stops when that ends. Exits with the command's own status, 128+n if signal n ended it; 125 if banger
+failed, 126 if the command cannot be executed, 127 if there is none of that name.
 
 Examples:
   banger vm run                                         a shell in a new VM
   banger vm run --rm -- sh -c 'uname -r; exit 3'        one command, nothing left, status 3
+  banger vm run --rm --image alpine:3.20 -- ls /         an image of a registry
   banger vm run -d --name web --memory 2G               start it and come back
   tar c . | banger vm run --rm -w /tmp -- tar x         stdin goes to the command
 
@@ -471,8 +479,10 @@ The command:
   -T, --no-tty             Give it no terminal, even if stdin and stdout are one
   -n, --no-stdin           Let it read an empty stdin instead of ours, as loops over lines need it
   -e, --env <KEY[=VALUE]>  A variable of its environment; KEY alone takes the value from ours
-  -w, --workdir <FOLDER>   The folder it starts in; the user's home if not given
-  -u, --user <USER>        The user it runs as: NAME, UID, NAME:GROUP or UID:GID; root if not given
+  -w, --workdir <FOLDER>   The folder it starts in; the image's if it names one, else the user's
+                           home
+  -u, --user <USER>        The user it runs as: NAME, UID, NAME:GROUP or UID:GID; the image's if it
+                           names one, else root
       --timeout <TIME>     End the command after this time, such as 30s or 5m
   [CMD]...                 The command and its arguments, passed on word for word
 

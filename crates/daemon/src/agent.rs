@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use banger_api::channel::InitState;
+use banger_api::image::GuestImage;
 use banger_api::{Code, Problem};
 use banger_vmm::Channel;
 use bytes::Bytes;
 use http::{Method, Request, StatusCode};
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
@@ -20,9 +21,29 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
 /// # Errors
 /// When the agent does not answer.
 pub async fn shutdown(channel: &Channel) -> Result<(), Problem> {
-    let reply = timeout(ANSWER_DEADLINE, request(channel, Method::POST, "/v1/shutdown")).await;
+    let reply =
+        timeout(ANSWER_DEADLINE, request(channel, Method::POST, "/v1/shutdown", Bytes::new()))
+            .await;
     let status = reply.map_err(|_| silent())??.status();
     if status.is_success() { Ok(()) } else { Err(unexpected("/v1/shutdown", status)) }
+}
+
+/// Tells the agent what the guest's image says about its programs, and whether to run the image's own.
+///
+/// # Errors
+/// When the agent does not answer, or cannot run the image's program: then it says why.
+pub async fn put_image(channel: &Channel, image: &GuestImage) -> Result<(), Problem> {
+    let body = serde_json::to_vec(image).map_err(|e| broken(&e))?;
+    let told = async {
+        let reply = request(channel, Method::PUT, "/v1/image", body.into()).await?;
+        let status = reply.status();
+        if status.is_success() {
+            return Ok(());
+        }
+        let bytes = reply.into_body().collect().await.map_err(|e| broken(&e))?.to_bytes();
+        Err(serde_json::from_slice(&bytes).unwrap_or_else(|_| unexpected("/v1/image", status)))
+    };
+    timeout(ANSWER_DEADLINE, told).await.map_err(|_| silent())?
 }
 
 /// What runs as PID 1, when it has started everything.
@@ -31,7 +52,7 @@ pub async fn shutdown(channel: &Channel) -> Result<(), Problem> {
 /// When the agent does not answer before the deadline.
 pub async fn init(channel: &Channel, deadline: Duration) -> Result<InitState, Problem> {
     let asked = async {
-        let reply = request(channel, Method::GET, "/v1/init").await?;
+        let reply = request(channel, Method::GET, "/v1/init", Bytes::new()).await?;
         if !reply.status().is_success() {
             return Err(unexpected("/v1/init", reply.status()));
         }
@@ -68,7 +89,7 @@ pub async fn upgrade(
             builder = builder.header(name, value);
         }
     }
-    let request = builder.body(Empty::new()).map_err(|e| broken(&e))?;
+    let request = builder.body(Full::default()).map_err(|e| broken(&e))?;
     timeout(ANSWER_DEADLINE, send(channel, request)).await.map_err(|_| silent())?
 }
 
@@ -76,19 +97,20 @@ async fn request(
     channel: &Channel,
     method: Method,
     path: &str,
+    body: Bytes,
 ) -> Result<http::Response<Incoming>, Problem> {
     let request = Request::builder()
         .method(method)
         .uri(path)
         .header(http::header::HOST, "agent")
-        .body(Empty::new())
+        .body(Full::new(body))
         .map_err(|e| broken(&e))?;
     send(channel, request).await
 }
 
 async fn send(
     channel: &Channel,
-    request: Request<Empty<Bytes>>,
+    request: Request<Full<Bytes>>,
 ) -> Result<http::Response<Incoming>, Problem> {
     let stream = channel.open().await.map_err(|e| broken(&e))?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))

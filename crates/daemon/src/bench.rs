@@ -129,6 +129,8 @@ async fn default_vm(
         vmm: None,
         problem: None,
         slot: 0,
+        config: Default::default(),
+        entrypoint: false,
     };
     let boot = Boot {
         image: image_file,

@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use banger_api::{Code, ImageName, Problem, Size};
+use banger_image::Limits;
+use banger_image::catalog::{Place, TrustedKey};
+use banger_registry::settings::Settings;
 use banger_storage::Driver;
 use serde::Deserialize;
 
@@ -28,8 +31,20 @@ pub struct Config {
     pub uids: UidRange,
     /// How new VMs get their disks; `None`: the first that works here.
     pub storage: Option<&'static dyn Driver>,
+    /// How registries are reached, and what is too large.
+    pub registry: Settings,
+    pub image_limits: Limits,
+    /// Where kernels are fetched by name; `None`: nowhere.
+    pub catalog: Option<CatalogSettings>,
     /// Where each default came from, for `doctor`.
     pub provenance: Vec<(&'static str, String)>,
+}
+
+/// A catalog of kernels, and whose signature makes it believed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CatalogSettings {
+    pub source: Place,
+    pub key: TrustedKey,
 }
 
 /// Which VMM new starts use.
@@ -103,6 +118,17 @@ struct File {
     uid_first: Option<u32>,
     uid_count: Option<u32>,
     storage: Option<String>,
+    image_largest: Option<String>,
+    image_most_entries: Option<u64>,
+    registry: Settings,
+    catalog: Option<CatalogFile>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CatalogFile {
+    source: String,
+    public_key: String,
 }
 
 /// What the defaults are derived from.
@@ -226,7 +252,26 @@ fn parse(text: &str, host: HostSize) -> Result<Config, Problem> {
             invalid(format!("storage: {name:?} is none of auto, reflink, dm-snapshot, overlay"))
         })?),
     };
+    let mut image_limits = Limits::default();
+    if let Some(largest) = size("image_largest", file.image_largest)? {
+        (image_limits.total_bytes, image_limits.layer_bytes) =
+            (largest.as_bytes(), largest.as_bytes());
+    }
+    if let Some(entries) = file.image_most_entries {
+        image_limits.entries = entries;
+    }
+    let catalog = file.catalog.map(|catalog| {
+        Ok(CatalogSettings {
+            source: Place::parse(&catalog.source)
+                .map_err(|e| invalid(format!("catalog.source: {e}")))?,
+            key: TrustedKey::parse(&catalog.public_key)
+                .map_err(|e| invalid(format!("catalog.public_key: {e}")))?,
+        })
+    });
     Ok(Config {
+        catalog: catalog.transpose()?,
+        registry: file.registry,
+        image_limits,
         vmm: file.vmm,
         jailer: file.jailer.unwrap_or(true),
         firecracker_path: file.firecracker_path,
@@ -285,6 +330,9 @@ mod tests {
             ("uid_first = 0", "uid_first"),
             ("uid_first = 4294967295", "uid_first"),
             ("jailer_path = \"jailer\"", "jailer_path"),
+            ("[catalog]\nsource = \"/srv/catalog.toml\"", "public_key"),
+            ("[catalog]\nsource = \"here\"\npublic_key = \"RW\"", "catalog.source"),
+            ("[catalog]\nsource = \"/srv/c\"\npublic_key = \"RW\"", "catalog.public_key"),
         ] {
             let problem = parse(text, LAPTOP).unwrap_err();
             assert!(problem.message.contains(name), "{text}: {problem}");

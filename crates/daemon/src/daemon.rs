@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use banger_api::daemon::DaemonInfo;
 use banger_api::folders::Folders;
@@ -55,6 +55,8 @@ pub struct Daemon {
     pub boots: Semaphore,
     /// One making of an image, a kernel or an initramfs at a time, by name.
     pub making: Making,
+    /// See [`Daemon::artifacts`].
+    artifacts: Mutex<()>,
     /// Whether claims that need root can be made: by this process, or through root's helper.
     pub privileged: bool,
     /// The users that jailed VMMs run as.
@@ -105,11 +107,18 @@ impl Daemon {
             places,
             slots: Slots::default(),
             making: Making::default(),
+            artifacts: Mutex::default(),
             agent,
             started_at: Timestamp::now(),
             ending: watch::channel(false).0,
             facts: OnceCell::new(),
         }
+    }
+
+    /// Held while a VM takes an image and a kernel, and while the file and the record of one come or go: so nobody takes what
+    /// another removes. Never across an await.
+    pub fn artifacts(&self) -> MutexGuard<'_, ()> {
+        self.artifacts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     #[must_use]

@@ -48,6 +48,7 @@ impl Daemon {
             findings.push(daemon.agent_there());
             findings.push(daemon.storage(&driver));
             findings.push(daemon.space());
+            findings.push(daemon.artifacts_there());
             findings.push(daemon.default_image());
             findings.push(daemon.default_kernel());
             findings.push(daemon.defaults());
@@ -286,12 +287,7 @@ struct Program {
 }
 
 const PROGRAMS: [Program; 4] = [
-    Program {
-        name: "mke2fs",
-        package: "e2fsprogs",
-        purpose: "makes disks and images",
-        needed: true,
-    },
+    Program { name: "mke2fs", package: "e2fsprogs", purpose: "makes disks", needed: true },
     Program {
         name: "mmdebstrap",
         package: "mmdebstrap",
@@ -301,7 +297,7 @@ const PROGRAMS: [Program; 4] = [
     Program {
         name: "fakeroot",
         package: "fakeroot",
-        purpose: "images made without root",
+        purpose: "`banger image build` without root",
         needed: false,
     },
     Program {
@@ -379,15 +375,15 @@ fn kvm(probed: &Result<(), String>, vmm: &str) -> Finding {
     }
 }
 
-fn pass(check: &str, text: impl Into<String>) -> Finding {
+pub(crate) fn pass(check: &str, text: impl Into<String>) -> Finding {
     Finding { check: check.into(), verdict: Verdict::Pass, text: text.into(), remedy: None }
 }
 
-fn warn(check: &str, text: String, remedy: &str) -> Finding {
+pub(crate) fn warn(check: &str, text: String, remedy: &str) -> Finding {
     Finding { check: check.into(), verdict: Verdict::Warn, text, remedy: Some(remedy.into()) }
 }
 
-fn fail(check: &str, text: impl Into<String>, remedy: &str) -> Finding {
+pub(crate) fn fail(check: &str, text: impl Into<String>, remedy: &str) -> Finding {
     Finding {
         check: check.into(),
         verdict: Verdict::Fail,

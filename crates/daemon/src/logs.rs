@@ -4,6 +4,10 @@ use std::fs;
 use std::path::Path;
 
 use banger_api::{Code, Problem};
+use rustix::fs::inotify;
+use tokio::io::unix::AsyncFd;
+
+use crate::readiness;
 
 /// How many of the console's last lines explain a failed start.
 const TAIL_LINES: usize = 12;
@@ -55,6 +59,43 @@ fn printable(line: &str) -> String {
         }
     }
     shown
+}
+
+/// Changes in the log's folder (inotify(7)): writes, and the new file after a turn-over.
+pub(crate) struct Changes(AsyncFd<std::os::fd::OwnedFd>);
+
+impl Changes {
+    /// # Errors
+    /// When the folder cannot be watched.
+    pub(crate) fn watch(log: &Path) -> Result<Self, Problem> {
+        let failed = |error: &(dyn std::error::Error + 'static)| {
+            Problem::new(Code::Internal, format!("cannot follow {}", log.display())).cause(error)
+        };
+        let folder = log.parent().expect("a log is in its VM's folder");
+        let watcher = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC);
+        let watcher = watcher.map_err(|e| failed(&e))?;
+        let what = inotify::WatchFlags::MODIFY
+            | inotify::WatchFlags::CREATE
+            | inotify::WatchFlags::MOVED_TO
+            | inotify::WatchFlags::DELETE_SELF;
+        inotify::add_watch(&watcher, folder, what).map_err(|e| failed(&e))?;
+        readiness::readable(watcher).map(Self).map_err(|e| failed(&e))
+    }
+
+    /// Returns at the next change; false when the folder is gone.
+    pub(crate) async fn wait(&self) -> bool {
+        let Ok(mut ready) = self.0.readable().await else { return false };
+        let mut buffer = [const { std::mem::MaybeUninit::uninit() }; 4096];
+        let mut events = inotify::Reader::new(self.0.get_ref(), &mut buffer);
+        let mut there = true;
+        while let Ok(event) = events.next() {
+            there &= !event
+                .events()
+                .intersects(inotify::ReadFlags::DELETE_SELF | inotify::ReadFlags::IGNORED);
+        }
+        ready.clear_ready();
+        there
+    }
 }
 
 #[cfg(test)]

@@ -170,6 +170,10 @@ impl Operation {
         self.push(Event::Progress { done, total, unit });
     }
 
+    pub fn part(&self, part: &str, done: u64, total: u64, unit: Unit) {
+        self.push(Event::Part { part: part.to_owned(), done, total, unit });
+    }
+
     /// The events from the `from`th on, and whether the last of them is the end. Waits until there is one.
     pub async fn events_from(&self, from: usize) -> (Vec<Event>, bool) {
         let mut length = self.0.length.subscribe();

@@ -272,6 +272,8 @@ fn vm() -> VmRecord {
         vmm: None,
         problem: None,
         slot: 0,
+        config: Default::default(),
+        entrypoint: false,
     }
 }
 

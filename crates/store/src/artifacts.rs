@@ -1,11 +1,12 @@
 //! Images and kernels: names that point at digests.
 
+use banger_api::image::Config;
 use banger_api::{ImageName, KernelName};
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension, Row, params};
 
 use crate::Store;
-use crate::columns::{integer, number, text};
+use crate::columns::{integer, json, number, text, to_json};
 use crate::error::StoreError;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +17,9 @@ pub struct ImageRecord {
     pub init: Option<String>,
     pub source: String,
     pub created_at: Timestamp,
+    pub config: Config,
+    /// Digest of the manifest that it was pulled by.
+    pub manifest: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,7 +41,7 @@ impl Store {
     pub fn put_image(&self, image: &ImageRecord) -> Result<(), StoreError> {
         self.transaction("record the image", |t| {
             t.execute(
-                "INSERT OR REPLACE INTO images VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                "INSERT OR REPLACE INTO images VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
                 params![
                     image.name.as_str(),
                     image.digest,
@@ -45,6 +49,8 @@ impl Store {
                     image.init,
                     image.source,
                     image.created_at.to_string(),
+                    to_json(&image.config)?,
+                    image.manifest,
                 ],
             )
             .map(drop)
@@ -144,6 +150,8 @@ fn image(row: &Row<'_>) -> rusqlite::Result<ImageRecord> {
         init: row.get("init")?,
         source: row.get("source")?,
         created_at: text(row, "created_at")?,
+        config: json(row, "config")?,
+        manifest: row.get("manifest")?,
     })
 }
 

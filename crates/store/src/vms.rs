@@ -1,5 +1,6 @@
 //! VMs and their ledger.
 
+use banger_api::image::Config;
 use banger_api::vm::State;
 use banger_api::{ImageName, KernelName, Problem, Size, VmId, VmName};
 use banger_host::{Claim, Life};
@@ -37,6 +38,10 @@ pub struct VmRecord {
     pub problem: Option<Problem>,
     /// Its place in the range of users that jailed VMMs run as, no other VM's. Chosen by [`Store::insert_vm`].
     pub slot: u32,
+    /// What its image said about its programs when the VM was made.
+    pub config: Config,
+    /// The image's program runs from each start on.
+    pub entrypoint: bool,
 }
 
 /// A row of the ledger.
@@ -59,7 +64,7 @@ impl Store {
                 "INSERT INTO vms VALUES (:id, :name, :state, :image, :image_digest, :init, :kernel, :kernel_digest,
                  :cpus, :memory, :disk, :disk_driver, :ephemeral, :created_at, NULL, NULL, NULL, NULL,
                  (SELECT min(free.slot) FROM (SELECT 0 AS slot UNION ALL SELECT slot + 1 FROM vms) AS free
-                  WHERE free.slot NOT IN (SELECT slot FROM vms)))",
+                  WHERE free.slot NOT IN (SELECT slot FROM vms)), :config, :entrypoint)",
                 named_params! {
                     ":id": vm.id.as_str(),
                     ":name": vm.name.as_str(),
@@ -75,6 +80,8 @@ impl Store {
                     ":disk_driver": vm.disk_driver,
                     ":ephemeral": vm.ephemeral,
                     ":created_at": vm.created_at.to_string(),
+                    ":config": to_json(&vm.config)?,
+                    ":entrypoint": vm.entrypoint,
                 },
             )?;
             insert_claims(t, &vm.id, claims)
@@ -266,5 +273,7 @@ fn vm(row: &Row<'_>) -> rusqlite::Result<VmRecord> {
         vmm: row.get("vmm")?,
         problem: optional_json(row, "problem")?,
         slot: number(row, "slot")?,
+        config: json(row, "config")?,
+        entrypoint: row.get("entrypoint")?,
     })
 }

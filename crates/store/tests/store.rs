@@ -34,6 +34,8 @@ fn vm(name: &str) -> VmRecord {
         vmm: None,
         problem: None,
         slot: 0,
+        config: Default::default(),
+        entrypoint: false,
     }
 }
 

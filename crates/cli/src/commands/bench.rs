@@ -4,6 +4,7 @@ mod bare;
 mod boot;
 mod exec;
 mod figures;
+mod image;
 mod start;
 
 use clap::Subcommand;
@@ -15,6 +16,7 @@ use crate::failure::Failure;
 pub(crate) enum Verb {
     Boot(boot::Args),
     Exec(exec::Args),
+    Image(image::Args),
     Start(start::Args),
 }
 
@@ -23,6 +25,7 @@ impl Verb {
         match self {
             Verb::Boot(args) => boot::run(args, context).await,
             Verb::Exec(args) => exec::run(args, context).await,
+            Verb::Image(args) => image::run(args, context).await,
             Verb::Start(args) => start::run(args, context).await,
         }
     }

@@ -17,26 +17,25 @@ use crate::operation;
 
 Examples:
   banger doctor
+  banger doctor --deep     read every image, kernel and layer again, too
   banger doctor --fix      release what crashed VMs left on the host, then look again")]
 pub(crate) struct Args {
     /// Release what banger left on the host and nothing needs any more
     #[arg(long)]
     fix: bool,
+    /// Read all images, kernels and layers again, and compare them with their digests
+    #[arg(long, conflicts_with = "fix")]
+    deep: bool,
 }
 
 pub(crate) async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
     let report = match context.client().await {
-        Ok(client) if args.fix => {
+        Ok(client) if args.fix || args.deep => {
+            let path = if args.fix { "/v1/doctor/fix" } else { "/v1/doctor/deep" };
             let fixing = async {
-                let report: Report = operation::follow(
-                    context,
-                    &client,
-                    None,
-                    Method::POST,
-                    "/v1/doctor/fix",
-                    None::<&()>,
-                )
-                .await?;
+                let report: Report =
+                    operation::follow(context, &client, None, Method::POST, path, None::<&()>)
+                        .await?;
                 Ok(report)
             };
             operation::unless_interrupted(context, fixing).await?

@@ -17,6 +17,7 @@ use axum::extract::{Path as Segment, Request, State};
 use axum::http::{Response, StatusCode};
 use axum::routing::{any, delete, get, post};
 use banger_api::exec::{FromAgent, ToAgent};
+use banger_api::image::Config;
 use banger_api::operation::Event;
 use banger_api::vm::{self, Vm};
 use banger_api::{
@@ -274,6 +275,9 @@ fn vm(name: &str, state: vm::State) -> Vm {
         name: VmName::parse(name).unwrap(),
         state,
         image: ImageName::parse("debian:bookworm").unwrap(),
+        init: Some("/sbin/init".to_owned()),
+        config: Config::default(),
+        entrypoint: false,
         kernel: KernelName::parse("6.1.0-56-cloud-amd64").unwrap(),
         cpus: 2,
         memory_bytes: Size::gib(1),

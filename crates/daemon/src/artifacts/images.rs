@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use banger_api::image::{BuildImage, Image, ImportImage};
+use banger_api::image::{BuildImage, Config, Image, ImportImage, PullImage};
 use banger_api::{Code, ImageName, Problem};
 use banger_image::{ImportedRootfs, Watch};
 use banger_store::ImageRecord;
@@ -34,14 +34,30 @@ impl Daemon {
         if let Some(image) = self.store.image(&wanted).map_err(problems::store)? {
             return Ok(image);
         }
-        // `debian:RELEASE` can be made on any host with apt; everything else must be there.
+        // `debian:RELEASE` is made here, on any host with apt: what registries have by that name boots no system.
         let Some(release) = wanted.as_str().strip_prefix("debian:").map(str::to_owned) else {
-            return Err(no_image(&wanted));
+            return self.pull_missing(wanted, operation).await;
         };
         operation.note(format!("there is no image {wanted} yet: building it, once"));
         let request =
             BuildImage { name: Some(wanted), debian: release, include: Vec::new(), replace: false };
         self.build_image(&request, operation).await
+    }
+
+    /// An image that nobody made here may be a registry's.
+    async fn pull_missing(
+        self: &Arc<Self>,
+        wanted: ImageName,
+        operation: &Operation,
+    ) -> Result<ImageRecord, Problem> {
+        operation.note(format!("there is no image {wanted} here: asking its registry"));
+        let request =
+            PullImage { reference: wanted.to_string(), name: Some(wanted.clone()), platform: None };
+        self.pull_image(&request, operation).await.map_err(|problem| {
+            let mut found = no_image(&wanted);
+            found.causes = [vec![problem.message], problem.causes].concat();
+            found
+        })
     }
 
     /// # Errors
@@ -74,7 +90,7 @@ impl Daemon {
     }
 
     /// # Errors
-    /// When the tar is none, or the name is taken and not to be replaced.
+    /// When the file or folder holds no image, or the name is taken and not to be replaced.
     pub(crate) async fn import_image(
         self: &Arc<Self>,
         request: &ImportImage,
@@ -87,15 +103,28 @@ impl Daemon {
                 format!("path: {} is not absolute", path.display()),
             ));
         }
-        let source = format!("tar {}", path.display());
-        self.make_image(
+        let source = match &request.image {
+            Some(image) => format!("{image} of {}", path.display()),
+            None => format!("file {}", path.display()),
+        };
+        let (image, told) = (request.image.clone(), operation.clone());
+        let daemon = Arc::clone(self);
+        self.make_image_with(
             request.name.clone(),
             request.replace,
             source,
             operation,
-            move |out, watch| {
-                banger_image::import_rootfs(&path, out, watch)
-                    .map_err(|error| problem(&error, error.trouble(), error.remedy()))
+            move |out, watch| match daemon.assemble_local(&path, image.as_deref(), out, &told)? {
+                Some(made) => Ok(made),
+                None if image.is_some() => {
+                    let message = format!("{} holds no images with names", path.display());
+                    Err(Problem::new(Code::Invalid, message).remedy(
+                        "--image is for OCI archives and layouts, and for archives of docker",
+                    ))
+                }
+                None => banger_image::import_rootfs(&path, out, watch)
+                    .map(Made::bare)
+                    .map_err(|error| problem(&error, error.trouble(), error.remedy())),
             },
         )
         .await
@@ -104,13 +133,18 @@ impl Daemon {
     /// # Errors
     /// When it is not there or used by a VM.
     pub(crate) fn delete_image(&self, name: &ImageName) -> Result<(), Problem> {
+        let _artifacts = self.artifacts();
         let image = self.shown_image(name)?;
         if !image.used_by.is_empty() {
             return Err(in_use("image", name.as_str(), &image.used_by));
         }
         self.store.delete_image(name).map_err(problems::store)?;
         let images = self.store.images().map_err(problems::store)?;
-        if images.iter().all(|other| other.digest != image.digest) {
+        let vms = self.store.vms().map_err(problems::store)?;
+        // A VM may boot it by another name.
+        if images.iter().all(|other| other.digest != image.digest)
+            && vms.iter().all(|vm| vm.image_digest != image.digest)
+        {
             let path = self.image_path(&image.digest);
             fs::remove_file(&path).map_err(act(&format!("cannot remove {}", path.display())))?;
         }
@@ -144,6 +178,8 @@ impl Daemon {
             init: image.init,
             source: image.source,
             created_at: image.created_at,
+            config: image.config,
+            manifest: image.manifest,
         })
     }
 
@@ -154,6 +190,19 @@ impl Daemon {
         source: String,
         operation: &Operation,
         make: impl FnOnce(&Path, Watch<'_>) -> Result<ImportedRootfs, Problem> + Send + 'static,
+    ) -> Result<ImageRecord, Problem> {
+        let make = move |out: &Path, watch: Watch<'_>| Ok(Made::bare(make(out, watch)?));
+        self.make_image_with(name, replace, source, operation, make).await
+    }
+
+    /// As [`Self::make_image`], of something that says more than a root filesystem does.
+    pub(super) async fn make_image_with(
+        self: &Arc<Self>,
+        name: ImageName,
+        replace: bool,
+        source: String,
+        operation: &Operation,
+        make: impl FnOnce(&Path, Watch<'_>) -> Result<Made, Problem> + Send + 'static,
     ) -> Result<ImageRecord, Problem> {
         let _turn = self.making.turn(&format!("image {name}")).await;
         if let Some(found) = self.store.image(&name).map_err(problems::store)?
@@ -170,28 +219,62 @@ impl Daemon {
             );
         }
         let told = watch(operation);
-        let half = self.images_folder().join(format!("{TEMPORARY}{}", operation.id()));
+        let half = self.half_made_image(operation);
         self.blocking(move |daemon| {
             let made = make(&half, &told)?;
-            let path = daemon.image_path(&made.digest);
-            fs::rename(&half, &path)
-                .map_err(act(&format!("cannot rename the new image to {}", path.display())))?;
-            let record = ImageRecord {
-                name,
-                digest: made.digest,
-                size_bytes: made.size_bytes,
-                init: made.init,
-                source,
-                created_at: Timestamp::now(),
-            };
-            daemon.store.put_image(&record).map_err(problems::store)?;
-            Ok(record)
+            daemon.keep_image(name, source, &half, made)
         })
         .await?
     }
+
+    /// Gives the image in `half` its name.
+    pub(super) fn keep_image(
+        &self,
+        name: ImageName,
+        source: String,
+        half: &Path,
+        made: Made,
+    ) -> Result<ImageRecord, Problem> {
+        let Made { rootfs, config, manifest } = made;
+        let path = self.image_path(&rootfs.digest);
+        let _artifacts = self.artifacts();
+        fs::rename(half, &path)
+            .map_err(act(&format!("cannot rename the new image to {}", path.display())))?;
+        let record = ImageRecord {
+            name,
+            digest: rootfs.digest,
+            size_bytes: rootfs.size_bytes,
+            init: rootfs.init,
+            source,
+            created_at: Timestamp::now(),
+            config,
+            manifest,
+        };
+        self.store.put_image(&record).map_err(problems::store)?;
+        Ok(record)
+    }
+
+    /// Where an image is made, until it has its name.
+    pub(super) fn half_made_image(&self, operation: &Operation) -> PathBuf {
+        self.images_folder().join(format!("{TEMPORARY}{}", operation.id()))
+    }
 }
 
-fn no_image(name: &ImageName) -> Problem {
+/// An image that was made, and what is known of it.
+pub(super) struct Made {
+    pub rootfs: ImportedRootfs,
+    pub config: Config,
+    pub manifest: Option<String>,
+}
+
+impl Made {
+    /// Nothing is known but what is in it.
+    pub(super) fn bare(rootfs: ImportedRootfs) -> Self {
+        Self { rootfs, config: Config::default(), manifest: None }
+    }
+}
+
+pub(super) fn no_image(name: &ImageName) -> Problem {
     Problem::new(Code::NotFound, format!("there is no image {name}")).remedy(
         "`banger image list` shows those there are; `banger image import TAR --name NAME` and \
          `banger image build --debian RELEASE` make one",

@@ -11,14 +11,13 @@ use super::act;
 use crate::daemon::Daemon;
 
 impl Daemon {
-    /// The initramfs for this kernel and this daemon's agent.
-    ///
+    pub(super) fn initramfs_folder(&self) -> PathBuf {
+        self.folders.state.join("initramfs")
+    }
+
     /// # Errors
-    /// When the agent is missing or not a static program, or the file cannot be written.
-    pub(crate) async fn initramfs(
-        self: &Arc<Self>,
-        kernel_digest: &str,
-    ) -> Result<PathBuf, Problem> {
+    /// When the agent is missing.
+    pub(super) fn agent_version(&self) -> Result<String, Problem> {
         let agent = fs::metadata(&self.agent).map_err(|error| {
             Problem::new(
                 Code::Missing,
@@ -28,8 +27,19 @@ impl Daemon {
             .remedy("build it with `cargo xtask build`, or name it in BANGER_AGENT")
         })?;
         // Whoever replaces the agent changes its time or its size, as for any build.
-        let version = format!("{}-{}-{}", agent.len(), agent.mtime(), agent.mtime_nsec());
-        let folder = self.folders.state.join("initramfs");
+        Ok(format!("{}-{}-{}", agent.len(), agent.mtime(), agent.mtime_nsec()))
+    }
+
+    /// The initramfs for this kernel and this daemon's agent.
+    ///
+    /// # Errors
+    /// When the agent is missing or not a static program, or the file cannot be written.
+    pub(crate) async fn initramfs(
+        self: &Arc<Self>,
+        kernel_digest: &str,
+    ) -> Result<PathBuf, Problem> {
+        let version = self.agent_version()?;
+        let folder = self.initramfs_folder();
         let path = folder
             .join(format!("{}-{version}.cpio", &kernel_digest[..kernel_digest.len().min(16)]));
         if path.exists() {

@@ -1,11 +1,13 @@
-//! Kernels: import, show, delete. The newest is the default.
+//! Kernels: import, build, show, delete. The newest is the default.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use banger_api::image::{ImportKernel, Kernel, KernelSource};
+use banger_api::kernel::BuildKernel;
 use banger_api::{Code, KernelName, Problem};
+use banger_image::ImportedKernel;
 use banger_store::KernelRecord;
 use jiff::Timestamp;
 
@@ -18,6 +20,17 @@ use crate::problems;
 /// The package of the host's apt that a first kernel comes from: small, made for virtual machines, in Debian and its
 /// derivatives.
 const DEFAULT_PACKAGE: &str = "linux-image-cloud-amd64";
+
+/// How a kernel that is being made will be recorded.
+pub(super) struct NewKernel {
+    /// Makings of one turn come one after the other.
+    pub(super) turn: &'static str,
+    /// Its release when absent.
+    pub(super) name: Option<KernelName>,
+    pub(super) source: String,
+    /// Another kernel of that name makes room.
+    pub(super) replace: bool,
+}
 
 impl Daemon {
     pub(crate) fn kernels_folder(&self) -> PathBuf {
@@ -72,13 +85,60 @@ impl Daemon {
             KernelSource::File(path) => format!("file {}", path.display()),
             KernelSource::Apt(package) => format!("apt {package}"),
         };
-        let _turn = self.making.turn("kernel").await;
         let told = watch(operation);
+        let (name, replace) = (request.name.clone(), request.replace);
+        let new = NewKernel { turn: "kernel", name, source, replace };
+        let from = request.source.clone();
+        self.make_kernel(new, operation, move |_, half| {
+            let made = match &from {
+                KernelSource::File(path) => banger_image::import_kernel(path, half, &told),
+                KernelSource::Apt(package) => {
+                    banger_image::import_kernel_from_apt(package, half, &told)
+                }
+            };
+            made.map_err(|error| problem(&error, error.trouble(), error.remedy()))
+        })
+        .await
+    }
+
+    /// # Errors
+    /// When the host lacks what a build needs, the fragment cannot be met, or the build fails.
+    pub(crate) async fn build_kernel(
+        self: &Arc<Self>,
+        request: &BuildKernel,
+        operation: &Operation,
+    ) -> Result<KernelRecord, Problem> {
+        let package = request.package.as_deref().unwrap_or(banger_image::DEFAULT_SOURCE).to_owned();
+        let told = watch(operation);
+        let fragment = request.fragment.clone();
+        let new = NewKernel {
+            turn: "kernel build",
+            name: request.name.clone(),
+            source: format!("build of {package}"),
+            replace: request.replace,
+        };
+        self.make_kernel(new, operation, move |_, half| {
+            banger_image::build_kernel(&package, &fragment, half, &told)
+                .map_err(|error| problem(&error, error.trouble(), error.remedy()))
+        })
+        .await
+    }
+
+    /// Makes a kernel in a folder of its own by way of `make`, then gives it its place and its name.
+    ///
+    /// # Errors
+    /// What `make` fails with, or when the name is another kernel's.
+    pub(super) async fn make_kernel(
+        self: &Arc<Self>,
+        new: NewKernel,
+        operation: &Operation,
+        make: impl FnOnce(&Daemon, &Path) -> Result<ImportedKernel, Problem> + Send + 'static,
+    ) -> Result<KernelRecord, Problem> {
+        let _turn = self.making.turn(new.turn).await;
         let half = self.kernels_folder().join(format!("{TEMPORARY}{}", operation.id()));
-        let request = request.clone();
         self.blocking(move |daemon| {
-            fs::create_dir(&half).map_err(act(&format!("cannot make {}", half.display())))?;
-            let made = daemon.import_into(&request, &half, source, &told);
+            fs::create_dir_all(&half).map_err(act(&format!("cannot make {}", half.display())))?;
+            let made = make(daemon, &half).and_then(|made| daemon.keep_kernel(new, &half, made));
             if made.is_err()
                 && let Err(error) = fs::remove_dir_all(&half)
             {
@@ -89,29 +149,21 @@ impl Daemon {
         .await?
     }
 
-    fn import_into(
+    fn keep_kernel(
         &self,
-        request: &ImportKernel,
-        half: &std::path::Path,
-        source: String,
-        told: banger_image::Watch<'_>,
+        new: NewKernel,
+        half: &Path,
+        made: ImportedKernel,
     ) -> Result<KernelRecord, Problem> {
-        let made = match &request.source {
-            KernelSource::File(path) => banger_image::import_kernel(path, half, told),
-            KernelSource::Apt(package) => banger_image::import_kernel_from_apt(package, half, told),
-        };
-        let made = made.map_err(|error| problem(&error, error.trouble(), error.remedy()))?;
-        let name = match &request.name {
-            Some(name) => name.clone(),
+        let name = match new.name {
+            Some(name) => name,
             None => KernelName::parse(&made.release)
                 .map_err(|e| Problem::from_error(Code::Invalid, &e))?,
         };
+        let _artifacts = self.artifacts();
         let found = self.store.kernel(&name).map_err(problems::store)?;
-        if let Some(found) = found.filter(|found| found.digest != made.digest && !request.replace) {
-            let message = format!("there is already another kernel {name}, from {}", found.source);
-            return Err(
-                Problem::new(Code::Conflict, message).remedy("use another name, or --replace")
-            );
+        if let Some(found) = found.filter(|found| found.digest != made.digest && !new.replace) {
+            return Err(taken(&found));
         }
         let folder = self.kernels_folder().join(&made.digest);
         if folder.exists() {
@@ -126,7 +178,7 @@ impl Daemon {
             release: made.release,
             size_bytes: made.size_bytes,
             modules: made.modules,
-            source,
+            source: new.source,
             created_at: Timestamp::now(),
         };
         self.store.put_kernel(&record).map_err(problems::store)?;
@@ -136,13 +188,17 @@ impl Daemon {
     /// # Errors
     /// When it is not there or used by a VM.
     pub(crate) fn delete_kernel(&self, name: &KernelName) -> Result<(), Problem> {
+        let _artifacts = self.artifacts();
         let kernel = self.shown_kernel(name)?;
         if !kernel.used_by.is_empty() {
             return Err(in_use("kernel", name.as_str(), &kernel.used_by));
         }
         self.store.delete_kernel(name).map_err(problems::store)?;
         let kernels = self.store.kernels().map_err(problems::store)?;
-        if kernels.iter().all(|other| other.digest != kernel.digest) {
+        let vms = self.store.vms().map_err(problems::store)?;
+        if kernels.iter().all(|other| other.digest != kernel.digest)
+            && vms.iter().all(|vm| vm.kernel_digest != kernel.digest)
+        {
             let folder = self.kernels_folder().join(&kernel.digest);
             fs::remove_dir_all(&folder)
                 .map_err(act(&format!("cannot remove {}", folder.display())))?;
@@ -181,9 +237,15 @@ impl Daemon {
     }
 }
 
+/// Of another kernel than the one that is to have its name.
+pub(super) fn taken(found: &KernelRecord) -> Problem {
+    let message = format!("there is already another kernel {}, from {}", found.name, found.source);
+    Problem::new(Code::Conflict, message).remedy("use another name, or --replace")
+}
+
 fn no_kernel(name: &KernelName) -> Problem {
     Problem::new(Code::NotFound, format!("there is no kernel {name}")).remedy(
-        "`banger kernel list` shows those there are; `banger kernel import --from-apt PACKAGE` or \
-         `banger kernel import FILE` bring one",
+        "`banger kernel list` shows those there are; `banger kernel import`, `banger kernel pull` \
+         and `banger kernel build` bring one",
     )
 }

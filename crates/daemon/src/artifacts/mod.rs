@@ -3,9 +3,15 @@
 //! Each is made under a temporary name in its own folder and renamed when it is whole; the record comes last. So a
 //! killed making leaves at most a temporary, which the next daemon removes.
 
+mod export;
 mod images;
 mod initramfs;
+mod kernel_catalog;
 mod kernels;
+mod made;
+mod prune;
+mod pull;
+mod verify;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -7,15 +7,12 @@ use std::path::Path;
 
 use axum::extract::{Query, State};
 use axum::response::Response;
-use banger_api::{Code, Problem};
 use bytes::Bytes;
-use rustix::fs::inotify;
 use serde::Deserialize;
-use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
 use super::{App, Failure, Found, follow};
-use crate::readiness;
+use crate::logs::Changes;
 
 #[derive(Debug, Deserialize)]
 pub(super) struct How {
@@ -86,39 +83,4 @@ impl Tail {
 
 async fn send_file(path: &Path, to: &mpsc::Sender<Bytes>) -> bool {
     Tail::default().send_new(path, to).await
-}
-
-/// Changes in the log's folder (inotify(7)): writes, and the new file after a turn-over.
-struct Changes(AsyncFd<std::os::fd::OwnedFd>);
-
-impl Changes {
-    fn watch(log: &Path) -> Result<Self, Problem> {
-        let failed = |error: &(dyn std::error::Error + 'static)| {
-            Problem::new(Code::Internal, format!("cannot follow {}", log.display())).cause(error)
-        };
-        let folder = log.parent().expect("a log is in its VM's folder");
-        let watcher = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC);
-        let watcher = watcher.map_err(|e| failed(&e))?;
-        let what = inotify::WatchFlags::MODIFY
-            | inotify::WatchFlags::CREATE
-            | inotify::WatchFlags::MOVED_TO
-            | inotify::WatchFlags::DELETE_SELF;
-        inotify::add_watch(&watcher, folder, what).map_err(|e| failed(&e))?;
-        readiness::readable(watcher).map(Self).map_err(|e| failed(&e))
-    }
-
-    /// Returns at the next change; false when the folder is gone.
-    async fn wait(&self) -> bool {
-        let Ok(mut ready) = self.0.readable().await else { return false };
-        let mut buffer = [const { std::mem::MaybeUninit::uninit() }; 4096];
-        let mut events = inotify::Reader::new(self.0.get_ref(), &mut buffer);
-        let mut there = true;
-        while let Ok(event) = events.next() {
-            there &= !event
-                .events()
-                .intersects(inotify::ReadFlags::DELETE_SELF | inotify::ReadFlags::IGNORED);
-        }
-        ready.clear_ready();
-        there
-    }
 }

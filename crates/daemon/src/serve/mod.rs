@@ -54,6 +54,7 @@ fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/daemon/stop", post(stop))
         .route("/v1/doctor", get(doctor))
         .route("/v1/doctor/fix", post(doctor_fix))
+        .route("/v1/doctor/deep", post(doctor_deep))
         .route("/v1/vms", get(vms::list).post(vms::create))
         .route("/v1/vms/prune", post(vms::prune))
         .route("/v1/vms/{vm}", get(vms::show).delete(vms::delete))
@@ -61,15 +62,26 @@ fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/vms/{vm}/stop", post(vms::stop))
         .route("/v1/vms/{vm}/restart", post(vms::restart))
         .route("/v1/vms/{vm}/kill", post(vms::kill))
+        .route("/v1/vms/{vm}/promote", post(artifacts::promote))
         .route("/v1/vms/{vm}/init", get(vms::init))
         .route("/v1/vms/{vm}/logs", get(logs::logs))
         .route("/v1/vms/{vm}/exec", get(exec::exec))
         .route("/v1/images", get(artifacts::images))
         .route("/v1/images/build", post(artifacts::build_image))
+        .route("/v1/images/dockerfile", post(artifacts::build_dockerfile))
+        .route("/v1/images/export", post(artifacts::export_image))
         .route("/v1/images/import", post(artifacts::import_image))
+        .route("/v1/images/pull", post(artifacts::pull_image))
+        .route("/v1/images/recipe", post(artifacts::build_recipe))
+        .route("/v1/images/register", post(artifacts::register_image))
+        .route("/v1/images/prune", post(artifacts::prune_images))
+        .route("/v1/cache/prune", post(artifacts::prune_cache))
         .route("/v1/images/{*name}", get(artifacts::image).delete(artifacts::delete_image))
         .route("/v1/kernels", get(artifacts::kernels))
         .route("/v1/kernels/import", post(artifacts::import_kernel))
+        .route("/v1/kernels/build", post(artifacts::build_kernel))
+        .route("/v1/kernels/pull", post(artifacts::pull_kernel))
+        .route("/v1/catalog", post(artifacts::catalog))
         .route("/v1/kernels/{*name}", get(artifacts::kernel).delete(artifacts::delete_kernel))
         .route("/v1/bench/boot", get(vms::bench_boot))
         .route("/v1/bench/start", get(vms::bench_start))
@@ -213,6 +225,12 @@ async fn doctor(State(daemon): App) -> Answer<banger_api::daemon::Report> {
 async fn doctor_fix(State(daemon): App) -> Result<Response, Failure> {
     follow::run(&daemon, "doctor fix", "host", |daemon, operation| async move {
         daemon.doctor_fix(&operation).await
+    })
+}
+
+async fn doctor_deep(State(daemon): App) -> Result<Response, Failure> {
+    follow::run(&daemon, "doctor deep", "artifacts", |daemon, operation| async move {
+        daemon.doctor_deep(&operation).await
     })
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use banger_api::vm::{CreateVm, State};
+use banger_api::vm::{CreateVm, Init, State};
 use banger_api::{Code, Problem, Size, VmId, VmName};
 use banger_host::{StateFile, root, space};
 use banger_storage::{Able, Driver};
@@ -77,6 +77,13 @@ impl Daemon {
         let cpus = request.cpus.unwrap_or(self.config.cpus);
         let memory = request.memory_bytes.unwrap_or(self.config.memory);
         let disk = request.disk_bytes.unwrap_or(self.config.disk);
+        if let Init::Path(path) = &request.init
+            && !is_init_path(path)
+        {
+            return invalid(format!(
+                "init: {path:?} is no absolute path without blanks, and neither auto nor none"
+            ));
+        }
         if cpus == 0 || cpus > MOST_CPUS {
             return invalid(format!("cpus: {cpus} is not from 1 to {MOST_CPUS}"));
         }
@@ -150,6 +157,16 @@ impl Daemon {
                 return Err(Problem::new(Code::Invalid, message));
             }
         }
+        let _artifacts = self.artifacts();
+        for (what, name, path) in [
+            ("image", image.name.as_str(), self.image_path(&image.digest)),
+            ("kernel", kernel.name.as_str(), self.kernel_path(&kernel.digest)),
+        ] {
+            if !path.exists() {
+                let message = format!("the {what} {name} was deleted meanwhile");
+                return Err(Problem::new(Code::Conflict, message).remedy("repeat the command"));
+            }
+        }
         // An id or a made-up name that is there already is drawn again; a given name is the user's to change.
         for _ in 0..20 {
             let random =
@@ -158,13 +175,20 @@ impl Daemon {
                 Some(name) => name.clone(),
                 None => names::random().map_err(random)?,
             };
+            let init = match &request.init {
+                Init::Auto => image.init.clone(),
+                Init::None => None,
+                Init::Path(path) => Some(path.clone()),
+            };
+            let runs = !image.config.program().is_empty() && !image.config.is_only_a_shell();
+            let entrypoint = request.entrypoint && init.is_none() && runs;
             let vm = VmRecord {
                 id: VmId::random().map_err(random)?,
                 name: name.clone(),
                 state: State::Stopped,
                 image: image.name.clone(),
                 image_digest: image.digest.clone(),
-                init: image.init.clone(),
+                init,
                 kernel: kernel.name.clone(),
                 kernel_digest: kernel.digest.clone(),
                 cpus: sizes.cpus,
@@ -178,6 +202,8 @@ impl Daemon {
                 vmm: None,
                 problem: None,
                 slot: 0,
+                config: image.config.clone(),
+                entrypoint,
             };
             let mark = self.mark(&vm.id);
             let claims = plan::record_claims(&vm, &mark, driver, image_file, &self.places);
@@ -241,6 +267,13 @@ impl Daemon {
             None => self.store.delete_vm(id).map_err(problems::store),
         }
     }
+}
+
+/// It becomes a word of the kernel's command line.
+fn is_init_path(path: &str) -> bool {
+    path.starts_with('/')
+        && path.len() <= 256
+        && path.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"')
 }
 
 fn taken(name: &VmName) -> Problem {

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use banger_api::image::GuestImage;
 use banger_api::vm::State;
 use banger_api::{Code, Problem, VmId};
 use banger_host::{Mark, VmSocket};
@@ -16,6 +17,7 @@ use tokio::time::Instant;
 
 use super::plan::{self, Boot};
 use super::slot::Slot;
+use crate::agent;
 use crate::artifacts;
 use crate::config::UidRange;
 use crate::daemon::Daemon;
@@ -106,9 +108,22 @@ impl Daemon {
     ) -> Result<VmRecord, Problem> {
         let within = self.config.deadlines.ready(self.translated().await);
         let deadline = Instant::now() + within;
-        let stream = self.connect(&self.mark(&vm.id), agent.socket.clone()).await?;
+        let mark = self.mark(&vm.id);
+        let connecting = async {
+            let said = logs::Changes::watch(&self.places.log(&mark))?;
+            loop {
+                let stream = self.connect(&mark, agent.socket.clone()).await?;
+                match Mux::connect(stream, agent.carrier, deadline).await {
+                    // A kernel with the transport built in refuses until the agent listens, which it says on the console.
+                    Err(ChannelError::NotListening) if said.wait().await => {}
+                    connected => return connected.map_err(|e| not_ready(vm, &e, within)),
+                }
+            }
+        };
         let (channel, ready) = tokio::select! {
-            ready = Mux::connect(stream, agent.carrier, deadline) => ready.map_err(|e| not_ready(vm, &e, within))?,
+            connected = tokio::time::timeout_at(deadline, connecting) => {
+                connected.map_err(|_| not_ready(vm, &ChannelError::NotReady, within))??
+            }
             _ = watched.ended() => return Err(ended(vm)),
             () = slot.ending() => return Err(cancelled(vm)),
         };
@@ -136,6 +151,7 @@ impl Daemon {
         channel: Channel,
         ready: &Ready,
     ) -> Result<VmRecord, Problem> {
+        self.tell_image(vm, &channel).await?;
         let (id, boot_id) = (vm.id.clone(), ready.boot_id.clone());
         let at = vm.boot_id.as_ref().filter(|known| **known == boot_id).and(vm.started_at);
         let at = at.unwrap_or_else(Timestamp::now);
@@ -147,6 +163,18 @@ impl Daemon {
         let record = self.record(&vm.id)?;
         self.mind(vm.id.clone(), watched, agent_of(&record));
         Ok(record)
+    }
+
+    /// Before the first command comes, the agent learns what the image says about commands. Most images say nothing.
+    async fn tell_image(&self, vm: &VmRecord, channel: &Channel) -> Result<(), Problem> {
+        let image = GuestImage { config: vm.config.clone(), run: vm.entrypoint };
+        if image == GuestImage::default() {
+            return Ok(());
+        }
+        agent::put_image(channel, &image).await.map_err(|problem| {
+            let message = format!("the guest of VM {} cannot run as its image says", vm.name);
+            Problem { message, causes: [vec![problem.message], problem.causes].concat(), ..problem }
+        })
     }
 
     /// A start that went wrong: releases what was made, then says why, with the console's last words.

@@ -29,10 +29,10 @@ pub(crate) struct Flags {
     /// A variable of its environment; KEY alone takes the value from ours
     #[arg(short, long, value_name = "KEY[=VALUE]", value_parser = OsStringValueParser::new().try_map(variable))]
     env: Vec<(Word, Word)>,
-    /// The folder it starts in; the user's home if not given
+    /// The folder it starts in; the image's if it names one, else the user's home
     #[arg(short, long, value_name = "FOLDER", value_parser = OsStringValueParser::new().map(word))]
     workdir: Option<Word>,
-    /// The user it runs as: NAME, UID, NAME:GROUP or UID:GID; root if not given
+    /// The user it runs as: NAME, UID, NAME:GROUP or UID:GID; the image's if it names one, else root
     #[arg(short, long)]
     user: Option<String>,
 }

@@ -20,7 +20,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
-    let request = args.spec.request(false, false);
+    let request = args.spec.request(false, false, true);
     let client = context.client().await?;
     let creating = async {
         let vm: Vm =

@@ -1,16 +1,14 @@
 //! `banger vm prune`
 
-use std::io::BufRead;
-
+use banger_api::Size;
 use banger_api::client::Client;
 use banger_api::vm::{Pruned, State, Vm};
-use banger_api::{Code, Problem, Size};
 use http::Method;
 
-use crate::commands::{DONE, FAILED};
+use crate::commands::{DONE, FAILED, ask};
 use crate::context::Context;
 use crate::failure::Failure;
-use crate::{operation, out, terminal};
+use crate::operation;
 
 /// Delete every VM that does not run, after a question
 #[derive(Debug, clap::Args)]
@@ -24,14 +22,8 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
-    let may_ask = terminal::stdin_is_terminal() && terminal::stderr_is_terminal();
-    if !args.force && !may_ask {
-        return Err(Problem::new(
-            Code::Invalid,
-            "prune deletes disks, and there is no terminal to ask on",
-        )
-        .remedy("`banger vm prune -f` asks no question")
-        .into());
+    if !args.force {
+        ask::somebody_or("prune deletes disks", "banger vm prune -f")?;
     }
     let client = context.client().await?;
     if !args.force && !agreed(&client).await? {
@@ -73,17 +65,11 @@ async fn agreed(client: &Client) -> Result<bool, Failure> {
     if names.is_empty() {
         return Ok(true);
     }
-    out::stderr(&format!(
-        "this deletes {} with what is on their disks: {}\ngo on? [y/N] ",
+    ask::agreed(&format!(
+        "this deletes {} with what is on their disks: {}",
         count(names.len()),
         names.join(" ")
-    ));
-    let mut answer = String::new();
-    std::io::stdin()
-        .lock()
-        .read_line(&mut answer)
-        .map_err(|error| Problem::new(Code::Internal, "cannot read the answer").cause(&error))?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+    ))
 }
 
 fn count(vms: usize) -> String {

@@ -34,13 +34,16 @@ const LOOK_UP_DEADLINE: Duration = Duration::from_millis(500);
 /// Make a VM, start it, and run a command or a shell in it
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Image and kernel are made first where they are missing. Without a command: a login shell. The VM stays when the \
-command ends, unless --rm was given. Exits with the command's own status, 128+n if signal n ended it; 125 if banger \
-failed, 126 if the command cannot be executed, 127 if there is none of that name.
+Image and kernel are fetched or made first where they are missing. Without a command: a login shell, or the image's own \
+program (its entrypoint) if the image has one and no init. The VM stays when the command ends, unless --rm was given. \
+With -d the image's program runs from each start on, and the VM stops when that ends. Exits with the command's own \
+status, 128+n if signal n ended it; 125 if banger failed, 126 if the command cannot be executed, 127 if there is none \
+of that name.
 
 Examples:
   banger vm run                                         a shell in a new VM
   banger vm run --rm -- sh -c 'uname -r; exit 3'        one command, nothing left, status 3
+  banger vm run --rm --image alpine:3.20 -- ls /         an image of a registry
   banger vm run -d --name web --memory 2G               start it and come back
   tar c . | banger vm run --rm -w /tmp -- tar x         stdin goes to the command")]
 pub(crate) struct Args {
@@ -71,7 +74,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
     let Args { spec, flags, rm, detach, wait, command } = args;
     let mut signals = Signals::listen()?;
     let client = context.client().await?;
-    let request = spec.request(true, rm);
+    let request = spec.request(true, rm, detach);
     let mut lease = Work::begin(&client, Method::POST, "/v1/vms", Some(&request)).await?;
     let vm = boot(context, &client, &mut lease, &mut signals, rm).await?;
 
@@ -86,6 +89,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
         render::outcome(context, &vm, vm.state)?;
         return Ok(DONE);
     }
+    let command = if command.is_empty() { program_of(&vm) } else { command };
     let is_shell = command.is_empty();
     let ended = session(&client, &vm, flags.start(command, None), &mut signals).await;
     if !rm && (is_shell || terminal::stderr_is_terminal()) {
@@ -95,6 +99,14 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
         ));
     }
     leave(context, &client, &vm, rm, &mut signals, ended).await
+}
+
+/// What runs where nobody named a command: the image's program, if no init would run what the image is for; else a shell.
+fn program_of(vm: &Vm) -> Vec<OsString> {
+    match vm.init {
+        Some(_) => Vec::new(),
+        None => vm.config.program().into_iter().map(OsString::from).collect(),
+    }
 }
 
 /// The VM, running; or why it does not.

@@ -1,6 +1,6 @@
 //! The flags that say what a VM is made of, for `run` and `create`.
 
-use banger_api::vm::CreateVm;
+use banger_api::vm::{CreateVm, Init};
 use banger_api::{ImageName, KernelName, Size, VmName};
 
 use crate::completion;
@@ -14,6 +14,9 @@ pub(crate) struct Spec {
     /// The image it boots; fetched or built if missing
     #[arg(long, value_parser = ImageName::parse, add = completion::image_names())]
     image: Option<ImageName>,
+    /// What boots it: auto (the image's init if it has one), none (banger's agent), or the path of a program in the image
+    #[arg(long, value_name = "INIT", default_value = "auto", hide_default_value = true, value_parser = init)]
+    init: Init,
     /// The kernel it boots, if not the image's own
     #[arg(long, value_parser = KernelName::parse, add = completion::kernel_names())]
     kernel: Option<KernelName>,
@@ -29,8 +32,9 @@ pub(crate) struct Spec {
 }
 
 impl Spec {
-    pub(crate) fn request(self, start: bool, ephemeral: bool) -> CreateVm {
-        let Self { name, image, kernel, cpus, memory, disk } = self;
+    /// Of a VM that runs its image's program at each start, or only what it is told to.
+    pub(crate) fn request(self, start: bool, ephemeral: bool, entrypoint: bool) -> CreateVm {
+        let Self { name, image, init, kernel, cpus, memory, disk } = self;
         CreateVm {
             name,
             image,
@@ -38,8 +42,19 @@ impl Spec {
             cpus,
             memory_bytes: memory,
             disk_bytes: disk,
+            init,
+            entrypoint,
             start,
             ephemeral,
         }
+    }
+}
+
+fn init(text: &str) -> Result<Init, &'static str> {
+    match text {
+        "auto" => Ok(Init::Auto),
+        "none" => Ok(Init::None),
+        path if path.starts_with('/') => Ok(Init::Path(path.to_owned())),
+        _ => Err("it is auto, none, or an absolute path in the image"),
     }
 }

@@ -1,0 +1,32 @@
+//! A question before something is lost, where there is a terminal to ask on; elsewhere a refusal that says how to go on.
+
+use std::io::BufRead;
+
+use banger_api::{Code, Problem};
+
+use crate::failure::Failure;
+use crate::{out, terminal};
+
+/// # Errors
+/// When there is nobody to ask: `what` is lost, and `flag` says it is wanted.
+pub(crate) fn somebody_or(what: &str, flag: &str) -> Result<(), Failure> {
+    if terminal::stdin_is_terminal() && terminal::stderr_is_terminal() {
+        return Ok(());
+    }
+    let message = format!("{what}, and there is no terminal to ask on");
+    Err(Problem::new(Code::Invalid, message).remedy(format!("`{flag}` asks no question")).into())
+}
+
+/// Says what is about to happen, and asks whether it may.
+///
+/// # Errors
+/// When the answer cannot be read.
+pub(crate) fn agreed(what: &str) -> Result<bool, Failure> {
+    out::stderr(&format!("{what}\ngo on? [y/N] "));
+    let mut answer = String::new();
+    std::io::stdin()
+        .lock()
+        .read_line(&mut answer)
+        .map_err(|error| Problem::new(Code::Internal, "cannot read the answer").cause(&error))?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
