@@ -8,6 +8,7 @@
     reason = "these verbs talk to the person who typed them"
 )]
 
+mod bench;
 mod build;
 mod e2e;
 mod failure;
@@ -41,6 +42,8 @@ usage: cargo xtask VERB
                      of these the tests in real VMs on this machine, or those in the test host
   testhost up | ssh [COMMAND] | down | status | run [--package PACKAGE] [-- FILTER]
                      a Debian machine with KVM and systemd, emulated: one to look into, or one for each test program
+  bench image [ROUNDS]
+                     the pull of an image of 500 MB, against skopeo, umoci and mke2fs
   tidy               the rules of this repository that no compiler checks
 ";
 
@@ -71,6 +74,8 @@ fn main() -> ExitCode {
         }
         ["testhost", "down"] => testhost::down().map(|()| true),
         ["testhost", "status"] => testhost::status().map(|()| true),
+        ["bench", "image"] => bench::image("3").map(|()| true),
+        ["bench", "image", rounds] => bench::image(rounds).map(|()| true),
         ["tidy"] => tidy::run().map(|()| true),
         ["help" | "--help" | "-h"] => {
             print!("{USAGE}");

@@ -16,6 +16,7 @@ mod installed;
 mod outcome;
 mod processes;
 mod programs;
+mod registry;
 mod template;
 mod terminal;
 mod world;
@@ -27,6 +28,7 @@ pub use installed::{
 pub use outcome::Outcome;
 pub use processes::{processes_marked, wait_until};
 pub use programs::{built, run};
+pub use registry::{Registry, write_layout};
 pub use template::{busybox_tar, home as template_home};
 pub use terminal::Terminal;
 pub use world::{Background, Claim, World, in_world, in_world_at};

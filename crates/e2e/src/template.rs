@@ -16,7 +16,7 @@ use crate::programs::{built, must, new, target};
 use crate::{BUSYBOX, PANICKING, SYSTEMD};
 
 /// The file that says that a template is whole. Its number changes when an older template no longer serves.
-const COMPLETE: &str = "complete-5";
+const COMPLETE: &str = "complete-6";
 
 /// The template's home.
 #[must_use]

@@ -12,6 +12,7 @@ mod client;
 pub mod credentials;
 mod digest;
 mod docker_archive;
+pub mod download;
 mod error;
 mod fetched;
 mod layout;

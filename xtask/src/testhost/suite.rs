@@ -33,7 +33,12 @@ pub(crate) const REASONS: [&str; 3] = [
 /// The crate whose tests run on every machine.
 const EVERYWHERE: &str = "e2e";
 /// Its test programs that the test host has nothing for.
-const NOT_THERE: [(&str, &str); 1] = [("building", "builds images from an archive")];
+const NOT_THERE: [(&str, &str); 4] = [
+    ("building", "builds images from an archive"),
+    ("images", "builds with buildah and looks with skopeo"),
+    ("registry", "pulls from a registry that it starts"),
+    ("kernels", "signs a catalog by a program that is not there"),
+];
 /// Its test programs that boot many guests at once: one test at a time, since the emulation bears two booting guests.
 const ONE_AT_A_TIME: [&str; 1] = ["many"];
 /// What one program's tests may take, of one part.
