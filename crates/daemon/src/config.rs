@@ -318,6 +318,15 @@ mod tests {
     }
 
     #[test]
+    fn what_an_image_may_be_and_how_registries_are_reached_is_settable() {
+        let text = "image_largest = \"2G\"\nimage_most_entries = 7\n[registry]\nretries = 1";
+        let config = parse(text, LAPTOP).unwrap();
+        let limits = config.image_limits;
+        assert_eq!((limits.total_bytes, limits.layer_bytes, limits.entries), (2 << 30, 2 << 30, 7));
+        assert_eq!(config.registry.retries, 1);
+    }
+
+    #[test]
     fn what_does_not_fit_is_refused_by_name() {
         for (text, name) in [
             ("cpu = 3", "cpu"),
@@ -330,6 +339,8 @@ mod tests {
             ("uid_first = 0", "uid_first"),
             ("uid_first = 4294967295", "uid_first"),
             ("jailer_path = \"jailer\"", "jailer_path"),
+            ("image_largest = \"much\"", "image_largest"),
+            ("[registry]\nmirror = \"x\"", "mirror"),
             ("[catalog]\nsource = \"/srv/catalog.toml\"", "public_key"),
             ("[catalog]\nsource = \"here\"\npublic_key = \"RW\"", "catalog.source"),
             ("[catalog]\nsource = \"/srv/c\"\npublic_key = \"RW\"", "catalog.public_key"),

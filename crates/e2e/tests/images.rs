@@ -43,7 +43,8 @@ fn an_image_that_is_exported_and_imported_runs_as_before_and_exports_the_same_la
         let again = json_of(world, &again);
         assert_eq!(again["diff_id"], exported["diff_id"]);
         assert_ne!(again["manifest"], exported["manifest"]);
-        let inspected = world.program("skopeo", &["inspect", &format!("oci-archive:{}", text(&archive))]);
+        let inspected =
+            world.program("skopeo", &["inspect", &format!("oci-archive:{}", text(&archive))]);
         inspected.succeeds();
         assert!(inspected.text().contains(again["diff_id"].as_str().unwrap()), "{inspected}");
         world.banger(["image", "export", "absent", text(&path("absent.tar"))]).exits(1);
@@ -103,7 +104,8 @@ fn an_own_file_system_is_registered_and_a_damaged_one_is_not() {
             .succeeds()
             .prints_only("Linux\n");
         fs::write(&image, vec![0; 1 << 20]).unwrap();
-        let refused = world.banger(["image", "register", "--rootfs", text(&image), "--name", "bad"]);
+        let refused =
+            world.banger(["image", "register", "--rootfs", text(&image), "--name", "bad"]);
         refused.exits(1);
         assert!(refused.errors().contains("not an ext4"), "{refused}");
         world.banger(["image", "show", "bad"]).exits(1);

@@ -97,6 +97,13 @@ fn an_image_of_a_registry_runs_as_it_says() {
             .succeeds()
             .prints_only("hello again\n");
 
+        // The tag that everybody means is the one without a tag.
+        let latest = registry.push("app", &[&root, &second], &config);
+        world.banger(["image", "pull", &latest]).succeeds();
+        world.banger(["vm", "run", "--rm", "--image", &latest, "--", "true"]).succeeds();
+        world.banger(["image", "show", &latest]).exits(1);
+        world.banger(["image", "delete", &format!("{latest}:latest")]).succeeds();
+
         // The layers go from the cache, and images stay whole.
         let would = json_of(world, &["cache", "prune", "--dry-run"]);
         assert!(would["freed_bytes"].as_u64().unwrap() > 0, "{would}");

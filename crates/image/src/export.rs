@@ -82,7 +82,11 @@ impl ExportError {
             Self::Artifact(cause) if cause.is_no_space() => Trouble::NoSpace,
             Self::Exists(_) | Self::NotAFile(_) => Trouble::Input,
             Self::Archive {
-                cause: ArchiveError::Whiteout { .. } | ArchiveError::Shared { .. }, ..
+                cause: ArchiveError::Whiteout { .. }
+                    | ArchiveError::Shared { .. }
+                    | ArchiveError::Names(_),
+                ..
+
             } => Trouble::Input,
             _ => Trouble::Host,
         }

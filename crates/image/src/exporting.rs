@@ -465,6 +465,18 @@ fn a_snapshots_changes_are_read_over_its_image() {
 }
 
 #[test]
+fn a_folder_that_is_in_itself_is_refused() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = |name: &str| scratch.path().join(name);
+    image_of(&[folder("a"), folder("a/b")], &path("image"));
+    let link = ["-w".as_ref(), "-R".as_ref(), "ln a a/b/again".as_ref()];
+    run("debugfs", &[&link[..], &[path("image").as_os_str()]].concat());
+    let refused = export(&path("image"), &path("out"), true).unwrap_err();
+    assert!(reasons(&refused).ends_with("the folder a/b/again has two names"), "{}", reasons(&refused));
+    assert!(!path("out").exists());
+}
+
+#[test]
 fn damaged_file_systems_end_in_errors_and_in_bounded_work() {
     let scratch = tempfile::tempdir().unwrap();
     let path = scratch.path().join("image");

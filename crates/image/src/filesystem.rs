@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use banger_ext4::{Attributes, Kind, Timestamp};
 
@@ -34,6 +35,8 @@ pub enum FileSystemError {
     Superblock(&'static str),
     #[error("its inode {inode} is damaged: {what}")]
     Inode { inode: u32, what: &'static str },
+    #[error("its file system is damaged: folders and maps of files share blocks")]
+    Circular,
     #[error("it is not a store of changes of device-mapper's snapshot target: {0}")]
     Snapshot(&'static str),
 }
@@ -56,6 +59,14 @@ pub(crate) const ROOT: u32 = 2;
 /// Where the superblock stands, and how long it is.
 const SUPERBLOCK: u64 = 1024;
 const SUPERBLOCK_BYTES: usize = 1024;
+
+/// With 256 MiB in each at most, and 256 blocks at least.
+const MOST_GROUPS: u64 = 1 << 20;
+const SMALLEST_GROUP: u64 = 256;
+
+/// Some blocks are read more than once: this often, all together, and so many in any case.
+const READINGS: u64 = 16;
+const LEAST_READINGS: u64 = 1 << 22;
 
 /// super.rst, `s_feature_incompat`.
 const RECOVER: u32 = 0x4;
@@ -89,6 +100,8 @@ pub(crate) struct FileSystem {
     inodes_in_group: u32,
     /// Where the inode table of each group begins, in blocks.
     tables: Vec<u64>,
+    /// How many more blocks of folders and of maps are read, so that no damage makes work without end.
+    left: AtomicU64,
 }
 
 /// An inode, with all but its data.
@@ -150,13 +163,16 @@ impl FileSystem {
         if blocks <= first || first > 1 || blocks > 1 << 48 {
             return damaged("its blocks cannot be counted");
         }
-        if blocks_in_group == 0 || blocks_in_group > u64::from(block_bytes) * 8 {
+        if blocks_in_group < SMALLEST_GROUP || blocks_in_group > u64::from(block_bytes) * 8 {
             return damaged("its groups have an impossible size");
         }
         if !inode_bytes.is_power_of_two() || !(128..=4096).contains(&inode_bytes) {
             return damaged("its inodes have an impossible size");
         }
         let groups = (blocks - first).div_ceil(blocks_in_group);
+        if groups > MOST_GROUPS {
+            return Err(FileSystemError::Feature("more than a million block groups".to_owned()));
+        }
         if inodes_in_group == 0
             || u64::from(inodes_in_group) > u64::from(block_bytes) * 8
             || u64::from(inodes) != groups * u64::from(inodes_in_group)
@@ -186,6 +202,7 @@ impl FileSystem {
             inode_bytes: inode_bytes.into(),
             inodes_in_group,
             tables: Vec::new(),
+            left: AtomicU64::new(blocks * READINGS + LEAST_READINGS),
         };
         file_system.tables = file_system.inode_tables(&descriptors, groups)?;
         Ok(file_system)
@@ -310,7 +327,7 @@ impl FileSystem {
         let mut names = BTreeMap::new();
         for run in self.runs(folder)? {
             for block in run.block..run.block + u64::from(run.count) {
-                let block = self.block(block)?;
+                let block = self.counted_block(block)?;
                 let mut rest = &block[..];
                 // Index blocks and checksums are entries without an inode.
                 while rest.len() >= 8 {
@@ -373,6 +390,14 @@ impl FileSystem {
             }
         }
         Ok(way.pop())
+    }
+
+    /// A block of a folder or a map.
+    fn counted_block(&self, number: u64) -> Result<Vec<u8>, FileSystemError> {
+        let take = |left: u64| left.checked_sub(1);
+        let taken = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
+        taken.map_err(|_| FileSystemError::Circular)?;
+        self.block(number)
     }
 
     fn block(&self, number: u64) -> Result<Vec<u8>, FileSystemError> {

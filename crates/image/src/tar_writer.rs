@@ -26,6 +26,8 @@ pub enum ArchiveError {
     Write(#[source] io::Error),
     #[error("{path} would remove another file when it is unpacked: OCI layers take that name for a mark")]
     Whiteout { path: String },
+    #[error("it has more than {0} names: the file system is damaged")]
+    Names(u64),
     #[error("the data of {path} is that of other files too: the file system is damaged")]
     Shared { path: String },
 }
@@ -50,6 +52,7 @@ pub(crate) fn write(
     let mut written = Written::default();
     let mut first_names: HashMap<Key, Vec<u8>> = HashMap::new();
     let mut left = union.bytes();
+    let most = union.most_entries();
     let mut walk = union.walk();
     while let Some(entry) = walk.next()? {
         let name = entry.path.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
@@ -61,6 +64,9 @@ pub(crate) fn write(
             continue;
         }
         written.entries += 1;
+        if written.entries > most {
+            return Err(ArchiveError::Names(most));
+        }
         if entry.kind != Kind::Directory && entry.links > 1 {
             if let Some(first) = first_names.get(&entry.key) {
                 let header = Header { target: first, ..Header::new(&entry, b'1') };

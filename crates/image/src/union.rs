@@ -131,6 +131,12 @@ impl Union {
         of(&self.image) + self.changes.as_ref().map_or(0, |changes| of(&changes.file_system))
     }
 
+    /// More names no sane tree has: most inodes have one.
+    pub(crate) fn most_entries(&self) -> u64 {
+        let changed = self.changes.as_ref().map_or(0, |changes| changes.file_system.inodes);
+        (u64::from(self.image.inodes) + u64::from(changed)) * 16 + (1 << 20)
+    }
+
     /// The data of a file in the tree: offset and bytes, ascending, what lies together joined.
     pub(crate) fn data(&self, entry: &Entry) -> Result<Vec<(u64, Vec<Run>)>, UnionError> {
         let (side, node) = &entry.data;

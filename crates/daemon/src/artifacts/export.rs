@@ -39,18 +39,13 @@ impl Daemon {
             };
             // It is opened before anything else: deleting the image meanwhile takes its name only.
             let image = daemon.image_path(&record.digest);
-            let done = banger_image::export_image(
-                &image,
-                &path,
-                &description,
-                compress,
-                replace,
-                &told,
-            )
-            .map_err(|error| problem(&error, error.trouble(), error.remedy()))
-            .map_err(|problem| cannot_write(problem, &path))?;
+            let done =
+                banger_image::export_image(&image, &path, &description, compress, replace, &told)
+                    .map_err(|error| problem(&error, error.trouble(), error.remedy()))
+                    .map_err(|problem| cannot_write(problem, &path))?;
             if done.sockets > 0 {
-                operation.note(format!("{} sockets are left out: no archive has them", done.sockets));
+                operation
+                    .note(format!("{} sockets are left out: no archive has them", done.sockets));
             }
             Ok(ExportedImage {
                 name,

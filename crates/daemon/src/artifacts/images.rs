@@ -7,6 +7,7 @@ use std::sync::Arc;
 use banger_api::image::{BuildImage, Config, Image, ImportImage, PullImage};
 use banger_api::{Code, ImageName, Problem};
 use banger_image::{ImportedRootfs, Watch};
+use banger_registry::Reference;
 use banger_store::ImageRecord;
 use jiff::Timestamp;
 
@@ -50,9 +51,15 @@ impl Daemon {
         wanted: ImageName,
         operation: &Operation,
     ) -> Result<ImageRecord, Problem> {
+        // `alpine` and `alpine:latest` are one image, called by what `image pull` calls it.
+        let reference: Option<Reference> = wanted.as_str().parse().ok();
+        let short = reference.and_then(|it| ImageName::parse(&it.short()).ok());
+        let name = short.unwrap_or_else(|| wanted.clone());
+        if let Some(image) = self.store.image(&name).map_err(problems::store)? {
+            return Ok(image);
+        }
         operation.note(format!("there is no image {wanted} here: asking its registry"));
-        let request =
-            PullImage { reference: wanted.to_string(), name: Some(wanted.clone()), platform: None };
+        let request = PullImage { reference: wanted.to_string(), name: Some(name), platform: None };
         self.pull_image(&request, operation).await.map_err(|problem| {
             let mut found = no_image(&wanted);
             found.causes = [vec![problem.message], problem.causes].concat();
@@ -276,8 +283,7 @@ impl Made {
 
 pub(super) fn no_image(name: &ImageName) -> Problem {
     Problem::new(Code::NotFound, format!("there is no image {name}")).remedy(
-        "`banger image list` shows those there are; `banger image import TAR --name NAME` and \
-         `banger image build --debian RELEASE` make one",
+        "`banger image list` shows those there are; `banger image pull`, `import` and `build` bring others",
     )
 }
 

@@ -43,7 +43,8 @@ impl Daemon {
             let taken = banger_image::build_dockerfile(&build, &folder, watch, |archive, _| {
                 daemon.assemble_local(archive, None, out, &told)
             });
-            let made = taken.map_err(|error| problem(&error, error.trouble(), error.remedy()))??;
+            let made =
+                taken.map_err(|error| problem(&error, error.trouble(), error.remedy()))??;
             made.ok_or_else(|| Problem::new(Code::Internal, "the builder wrote no image"))
         })
         .await

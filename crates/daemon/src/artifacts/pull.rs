@@ -82,7 +82,11 @@ impl Daemon {
         platform: &Platform,
         told: banger_registry::Watch<'_>,
     ) -> Result<Fetched, Problem> {
-        let variable = |name: &str| std::env::var_os(name);
+        // A service has no runtime folder of its user's, which is where podman keeps credentials.
+        let runtime = || format!("/run/user/{}", rustix::process::geteuid().as_raw()).into();
+        let variable = |name: &str| {
+            std::env::var_os(name).or_else(|| (name == "XDG_RUNTIME_DIR").then(runtime))
+        };
         let home = Home::from_environment(variable);
         let proxies = Proxies::from_environment(variable);
         let puller =

@@ -50,7 +50,7 @@ impl Daemon {
                     .map(|artifact| artifact.what.clone())
                     .collect();
                 if missing.is_empty() {
-                    return pass(CHECK, format!("{}, all there", counted(all.len())));
+                    return pass(CHECK, format!("{}: nothing is missing", counted(all.len())));
                 }
                 fail(CHECK, format!("missing: {}", missing.join(", ")), REMEDY)
             }
@@ -139,9 +139,9 @@ impl Daemon {
 const REMEDY: &str = "make it anew with --replace, or delete it and what uses it: see `banger image list` and `banger kernel list`";
 
 fn counted(number: usize) -> String {
-    if number == 1 {
-        "1 image or kernel".to_owned()
-    } else {
-        format!("{number} images and kernels")
+    match number {
+        0 => "no image and no kernel yet".to_owned(),
+        1 => "1 image or kernel".to_owned(),
+        _ => format!("{number} images and kernels"),
     }
 }

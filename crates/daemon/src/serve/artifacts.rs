@@ -4,7 +4,8 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::response::Response;
 use banger_api::image::{
-    BuildDockerfile, BuildImage, BuildRecipe, ExportImage, Image, ImportImage, ImportKernel, Kernel, KernelSource, PromoteVm, Prune, PullImage, RegisterImage,
+    BuildDockerfile, BuildImage, BuildRecipe, ExportImage, Image, ImportImage, ImportKernel,
+    Kernel, KernelSource, PromoteVm, Prune, PullImage, RegisterImage,
 };
 use banger_api::kernel::{BuildKernel, PullKernel};
 use banger_api::{ImageName, KernelName};

@@ -88,7 +88,7 @@ impl Reading<'_> {
         if self.nodes > MOST_NODES {
             return Err(self.damaged("its map has too many blocks"));
         }
-        self.of.block(block)
+        self.of.counted_block(block)
     }
 
     /// A node of the tree; `above` is the depth of the node that points to it.

@@ -31,6 +31,7 @@ Examples:
   sudo banger bench image 127.0.0.1:5000/app:1 -n 5 --format json"
 )]
 pub(crate) struct Args {
+    /// An image of a registry, best one on this host
     #[arg(value_name = "REFERENCE")]
     reference: String,
     /// How many rounds

@@ -18,7 +18,7 @@ use crate::{operation, render};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Distributions and recipes are made by mmdebstrap from the host's own apt sources. The recipe `development` is a machine to \
-work on: systemd, sshd, git, compilers, Go, Node.js, Python and Ruby, in about 2.1 GiB. A Dockerfile is built by your own buildah, podman \
+work on: systemd, sshd, git, compilers, Go, Node.js, Python and Ruby, in about 1.7 GiB. A Dockerfile is built by your own buildah, podman \
 or docker, the first of these that there is.
 
 Examples:
@@ -94,11 +94,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
     build(context, "/v1/images/build", &BuildImage { name, debian, include, replace }).await
 }
 
-async fn build(
-    context: &Context,
-    path: &str,
-    request: &impl Serialize,
-) -> Result<u8, Failure> {
+async fn build(context: &Context, path: &str, request: &impl Serialize) -> Result<u8, Failure> {
     let client = context.client().await?;
     let building = async {
         let image: Image =

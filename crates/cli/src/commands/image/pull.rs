@@ -21,6 +21,7 @@ Examples:
   banger image pull ghcr.io/me/app:1 --name app
   banger image pull 127.0.0.1:5000/app@sha256:…")]
 pub(crate) struct Args {
+    /// What the registry calls it
     #[arg(value_name = "REFERENCE")]
     reference: String,
     /// What to call it; the reference in its shortest form if not given
