@@ -29,7 +29,7 @@ pub use outcome::Outcome;
 pub use processes::{processes_marked, wait_until};
 pub use programs::{built, run};
 pub use registry::{Registry, write_layout};
-pub use template::{busybox_tar, home as template_home};
+pub use template::{busybox_layer, busybox_tar, home as template_home};
 pub use terminal::Terminal;
 pub use world::{Background, Claim, World, in_world, in_world_at};
 

@@ -69,6 +69,12 @@ fn banger(home: &Path, args: &[&str]) -> Outcome {
     Outcome::new(format!("banger {}", args.join(" ")), output)
 }
 
+/// A root filesystem of one static program, without an init, as a tar that is there already.
+#[must_use]
+pub fn busybox_layer() -> PathBuf {
+    home().with_file_name("busybox.tar")
+}
+
 /// A root filesystem of one static program, without an init, as a tar in `folder`.
 #[must_use]
 pub fn busybox_tar(folder: &Path, name: &str) -> PathBuf {

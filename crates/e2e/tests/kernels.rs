@@ -36,8 +36,8 @@ impl Web {
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 if !away.load(Ordering::Relaxed) {
-                    let line = answer(&stream.unwrap(), &folder, most.load(Ordering::Relaxed));
-                    asked.lock().unwrap().push(line);
+                    let said = |line| asked.lock().unwrap().push(line);
+                    answer(&stream.unwrap(), &folder, most.load(Ordering::Relaxed), said);
                 }
             }
         });
@@ -56,18 +56,18 @@ impl Web {
     }
 }
 
-fn answer(mut stream: &TcpStream, folder: &Path, most: u64) -> String {
+fn answer(mut stream: &TcpStream, folder: &Path, most: u64, said: impl FnOnce(String)) {
     let mut lines = BufReader::new(stream).lines().map(Result::unwrap);
     let first = lines.next().unwrap_or_default();
     let path = first.split(' ').nth(1).unwrap_or_default().trim_start_matches('/').to_owned();
     let headers = lines.take_while(|line| !line.is_empty()).map(|line| line.to_lowercase());
     let range = headers.filter_map(|line| line.strip_prefix("range: bytes=").map(str::to_owned));
     let range = range.last().unwrap_or_default();
-    let said = format!("{path} {range}");
+    said(format!("{path} {range}"));
     let Ok(content) = fs::read(folder.join(&path)) else {
         let answer = b"HTTP/1.1 404 Not Found\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
         stream.write_all(answer).unwrap();
-        return said;
+        return;
     };
     let from: usize = range.trim_end_matches('-').parse().unwrap_or(0);
     let (status, all) = (if from > 0 { "206 Partial" } else { "200 OK" }, content.len());
@@ -80,7 +80,6 @@ fn answer(mut stream: &TcpStream, folder: &Path, most: u64) -> String {
     let sent = &rest[..rest.len().min(usize::try_from(most).unwrap_or(usize::MAX))];
     // The client may have heard enough.
     drop(stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(sent)));
-    said
 }
 
 /// A folder with a kernel and a signed catalog of it.

@@ -6,7 +6,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use banger_e2e::{Registry, SYSTEMD, World, busybox_tar, in_world, run, write_layout};
+use banger_e2e::{Registry, SYSTEMD, World, busybox_tar, in_world, run};
 use serde_json::json;
 
 /// A folder with a static busybox and its applets, as an image's layer.
@@ -148,30 +148,6 @@ fn an_image_of_one_static_program_runs_and_its_vm_lives_as_long_as_it() {
         let failed = world.banger(["vm", "run", "-d", "--image", &image, "--name", "broken"]);
         failed.exits(125);
         assert!(failed.errors().contains("/no-such"), "{failed}");
-    });
-}
-
-#[test]
-fn the_images_program_is_asked_to_end_by_its_own_signal() {
-    in_world(|world| {
-        let folder = tempfile::tempdir().unwrap();
-        let layout = folder.path().join("layout");
-        let script =
-            "trap 'echo asked >/root/said; exit 0' QUIT; echo up; while :; do sleep 1; done";
-        let config = json!({ "Cmd": ["/bin/sh", "-c", script], "StopSignal": "SIGQUIT" });
-        write_layout(&layout, &[&busybox_root(folder.path())], &config);
-        // From a layout folder as from a registry.
-        world.banger(["image", "import", layout.to_str().unwrap(), "--name", "service"]).succeeds();
-        world.banger(["vm", "run", "-d", "--image", "service", "--name", "vm"]).succeeds();
-        let running = world.banger(["vm", "exec", "vm", "--", "ps"]);
-        running.succeeds();
-        assert!(running.text().contains("trap"), "{running}");
-        world.banger(["vm", "stop", "vm"]).succeeds();
-        world.banger(["vm", "start", "vm"]).succeeds();
-        world
-            .banger(["vm", "exec", "vm", "--", "cat", "/root/said"])
-            .succeeds()
-            .prints_only("asked\n");
     });
 }
 
