@@ -76,6 +76,8 @@ pub(crate) const TO_TEST: &[Need] = &[
     program("mkfs.btrfs", "btrfs-progs", "makes the filesystem on which disks share blocks"),
     program("docker-registry", "docker-registry", "is the registry that tests pull from"),
     program("skopeo", "skopeo", "pushes images to it, and is what imports are measured against"),
+    program("buildah", "buildah", "builds an image of a Dockerfile"),
+    program("minisign", "minisign", "signs the kernel catalogs of the tests"),
     program("openssl", "openssl", "makes the certificate of a registry that speaks TLS"),
     program("umoci", "umoci", "is the other opinion on what an image holds"),
     program("pip3", "python3-pip", "fetches Firecracker and its jailer"),

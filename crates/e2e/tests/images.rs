@@ -23,7 +23,7 @@ fn an_image_that_is_exported_and_imported_runs_as_before_and_exports_the_same_la
         drop(busybox_tar(folder.path(), "busybox.tar"));
         let root = path("busybox.root");
         fs::write(root.join("hello"), "hello\n").unwrap();
-        let config = json!({ "Entrypoint": ["/bin/cat"], "Cmd": ["hello"], "Env": ["A=b"] });
+        let config = json!({ "Entrypoint": ["/bin/cat"], "Cmd": ["/hello"], "Env": ["A=b"] });
         write_layout(&path("layout"), &[&root], &config);
         let layout = path("layout");
         world.banger(["image", "import", text(&layout), "--name", "app"]).succeeds();

@@ -160,10 +160,7 @@ fn check(build: &Dockerfile) -> Result<(), DockerfileError> {
 }
 
 /// The builder that is asked for, or the first that there is, in the folders of `path`.
-fn find(
-    wanted: Option<Builder>,
-    path: &OsStr,
-) -> Result<(Builder, PathBuf), DockerfileError> {
+fn find(wanted: Option<Builder>, path: &OsStr) -> Result<(Builder, PathBuf), DockerfileError> {
     let program = |builder: Builder| {
         std::env::split_paths(path)
             .filter(|folder| folder.is_absolute())
@@ -174,8 +171,9 @@ fn find(
             .map(|file| (builder, file))
     };
     match wanted {
-        Some(builder) => program(builder)
-            .ok_or_else(|| DockerfileError::Absent { builder, path: path.into() }),
+        Some(builder) => {
+            program(builder).ok_or_else(|| DockerfileError::Absent { builder, path: path.into() })
+        }
         None => BUILDERS
             .into_iter()
             .find_map(program)
@@ -316,10 +314,11 @@ mod tests {
                 said.lock().unwrap().push(line.to_owned());
             }
         };
-        let (archive, builder) = build_dockerfile(&build, folder.path(), &watch, |path, builder| {
-            (fs::read(path).unwrap(), builder)
-        })
-        .unwrap();
+        let (archive, builder) =
+            build_dockerfile(&build, folder.path(), &watch, |path, builder| {
+                (fs::read(path).unwrap(), builder)
+            })
+            .unwrap();
         assert_eq!(builder, Builder::Buildah);
         let text = String::from_utf8_lossy(&archive);
         assert!(text.contains("oci-layout") && text.contains("me and you"));

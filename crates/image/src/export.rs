@@ -82,11 +82,9 @@ impl ExportError {
             Self::Artifact(cause) if cause.is_no_space() => Trouble::NoSpace,
             Self::Exists(_) | Self::NotAFile(_) => Trouble::Input,
             Self::Archive {
-                cause: ArchiveError::Whiteout { .. }
-                    | ArchiveError::Shared { .. }
-                    | ArchiveError::Names(_),
+                cause:
+                    ArchiveError::Whiteout { .. } | ArchiveError::Shared { .. } | ArchiveError::Names(_),
                 ..
-
             } => Trouble::Input,
             _ => Trouble::Host,
         }
@@ -129,8 +127,8 @@ pub fn export_image(
         Ok(_) if !replace => return Err(ExportError::Exists(out.to_owned())),
         _ => {}
     }
-    let file = File::open(image)
-        .map_err(|cause| ExportError::Open { path: image.to_owned(), cause })?;
+    let file =
+        File::open(image).map_err(|cause| ExportError::Open { path: image.to_owned(), cause })?;
     let total = file.metadata().map_or(0, |metadata| metadata.blocks() * 512);
     let file_system = FileSystem::open(Box::new(file))
         .map_err(|cause| ExportError::FileSystem { path: image.to_owned(), cause })?;
@@ -175,11 +173,7 @@ struct Layer {
     written: Written,
 }
 
-fn plain(
-    union: &Union,
-    to: &mut File,
-    told: &mut dyn FnMut(u64),
-) -> Result<Layer, ArchiveError> {
+fn plain(union: &Union, to: &mut File, told: &mut dyn FnMut(u64)) -> Result<Layer, ArchiveError> {
     let mut to = Hashing::new(BufWriter::with_capacity(PIECE, to));
     let written = tar_writer::write(union, &mut to, told)?;
     let (digest, bytes) = to.finish().map_err(ArchiveError::Write)?;

@@ -73,7 +73,8 @@ fn layer_of(archive: &Path, folder: &Path) -> PathBuf {
     fs::create_dir(&to).unwrap();
     run("tar", &["-xf".as_ref(), archive.as_os_str(), "-C".as_ref(), to.as_os_str()]);
     let blobs = fs::read_dir(to.join("blobs/sha256")).unwrap();
-    let layer = blobs.map(|blob| blob.unwrap().path()).max_by_key(|p| fs::metadata(p).unwrap().len());
+    let layer =
+        blobs.map(|blob| blob.unwrap().path()).max_by_key(|p| fs::metadata(p).unwrap().len());
     layer.unwrap()
 }
 
@@ -151,8 +152,7 @@ fn a_file_that_is_there_is_replaced_on_demand_only_and_a_failure_leaves_it() {
     let refused = export(&path("image"), &path("out"), true).unwrap_err();
     assert!(matches!(refused, ExportError::Exists(_)), "{refused}");
     fs::write(path("no image"), vec![0; 8192]).unwrap();
-    let broken =
-        export_image(&path("no image"), &path("out"), &described(), true, true, &|_| {});
+    let broken = export_image(&path("no image"), &path("out"), &described(), true, true, &|_| {});
     assert!(reasons(&broken.unwrap_err()).ends_with("it is not an ext4 file system"));
     assert_eq!(fs::read(path("out")).unwrap(), b"precious");
     export_image(&path("image"), &path("out"), &described(), true, true, &|_| {}).unwrap();
@@ -226,8 +226,17 @@ fn file_systems_of_every_form_that_mke2fs_makes_are_read() {
         fs::create_dir(path("out")).unwrap();
         run("tar", &["-xf".as_ref(), layer.as_os_str(), "-C".as_ref(), path("out").as_os_str()]);
         // The exact times of folders that mke2fs made, and of inodes without room for nanoseconds, are not the point.
-        run("diff", &["-r".as_ref(), "--no-dereference".as_ref(), root.as_os_str(), path("out").as_os_str()]);
-        let blocks = std::os::unix::fs::MetadataExt::blocks(&fs::metadata(path("out/large")).unwrap());
+        run(
+            "diff",
+            &[
+                "-r".as_ref(),
+                "--no-dereference".as_ref(),
+                root.as_os_str(),
+                path("out").as_os_str(),
+            ],
+        );
+        let blocks =
+            std::os::unix::fs::MetadataExt::blocks(&fs::metadata(path("out/large")).unwrap());
         assert!(blocks * 512 < 1 << 20, "{form:?}: holes stay holes: {blocks}");
         for gone in ["out", "layout"] {
             fs::remove_dir_all(path(gone)).unwrap();
@@ -336,7 +345,10 @@ fn a_vms_changes_over_its_image_are_what_overlayfs_shows() {
             hard_link("linked-b", "linked-a"),
             file("linked-c", "c"),
             hard_link("linked-d", "linked-c"),
-            file("plain", "plain").xattr("security.capability", [1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+            file("plain", "plain").xattr(
+                "security.capability",
+                [1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+            ),
             folder("kind"),
             folder("lower-link-name"),
             file("lower-link-name/a", "1"),
@@ -349,7 +361,10 @@ fn a_vms_changes_over_its_image_are_what_overlayfs_shows() {
     );
     let disk = File::create(path("disk")).unwrap();
     disk.set_len(64 << 20).unwrap();
-    run("mke2fs", &["-q".as_ref(), "-F".as_ref(), "-t".as_ref(), "ext4".as_ref(), path("disk").as_os_str()]);
+    run(
+        "mke2fs",
+        &["-q".as_ref(), "-F".as_ref(), "-t".as_ref(), "ext4".as_ref(), path("disk").as_os_str()],
+    );
     // Nothing is changed yet, and no folder is there.
     let root = Root::Overlay { image: path("image"), disk: path("disk") };
     promote(&root, &path("unchanged"), Limits::default(), &|_| {}).unwrap();
@@ -368,7 +383,17 @@ fn a_vms_changes_over_its_image_are_what_overlayfs_shows() {
             );
             fs::create_dir(path("merged")).unwrap();
             let merged = path("merged");
-            run("mount", &["-t".as_ref(), "overlay".as_ref(), "-o".as_ref(), options.as_ref(), "overlay".as_ref(), merged.as_os_str()]);
+            run(
+                "mount",
+                &[
+                    "-t".as_ref(),
+                    "overlay".as_ref(),
+                    "-o".as_ref(),
+                    options.as_ref(),
+                    "overlay".as_ref(),
+                    merged.as_os_str(),
+                ],
+            );
             let found = std::panic::catch_unwind(|| {
                 run("sh", &["-c".as_ref(), CHANGES.as_ref(), "sh".as_ref(), merged.as_os_str()]);
                 listing(&merged)
@@ -414,7 +439,9 @@ fn store(base: &[u8], changed: &[u8], chunk: usize) -> Vec<u8> {
     }
     let in_area = chunk / 16;
     let differing: Vec<_> = (0..changed.len() / chunk)
-        .filter(|at| base.get(at * chunk..(at + 1) * chunk) != Some(&changed[at * chunk..(at + 1) * chunk]))
+        .filter(|at| {
+            base.get(at * chunk..(at + 1) * chunk) != Some(&changed[at * chunk..(at + 1) * chunk])
+        })
         .collect();
     let mut bytes = header;
     for group in differing.chunks(in_area) {
@@ -440,7 +467,9 @@ fn a_snapshots_changes_are_read_over_its_image() {
     let scratch = tempfile::tempdir().unwrap();
     let path = |name: &str| scratch.path().join(name);
     image_of(&[folder("etc"), file("etc/a", "before")], &path("image"));
-    let noise: Vec<u8> = (0..2_000_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24).to_le_bytes()[0]).collect();
+    let noise: Vec<u8> = (0..2_000_000_u32)
+        .map(|n| (n.wrapping_mul(2_654_435_761) >> 24).to_le_bytes()[0])
+        .collect();
     image_of(&[folder("etc"), file("etc/a", "after"), file("b", &noise)], &path("changed"));
     let (base, changed) = (fs::read(path("image")).unwrap(), fs::read(path("changed")).unwrap());
     for chunk in [4096, 512] {
@@ -472,7 +501,11 @@ fn a_folder_that_is_in_itself_is_refused() {
     let link = ["-w".as_ref(), "-R".as_ref(), "ln a a/b/again".as_ref()];
     run("debugfs", &[&link[..], &[path("image").as_os_str()]].concat());
     let refused = export(&path("image"), &path("out"), true).unwrap_err();
-    assert!(reasons(&refused).ends_with("the folder a/b/again has two names"), "{}", reasons(&refused));
+    assert!(
+        reasons(&refused).ends_with("the folder a/b/again has two names"),
+        "{}",
+        reasons(&refused)
+    );
     assert!(!path("out").exists());
 }
 
@@ -492,13 +525,15 @@ fn damaged_file_systems_end_in_errors_and_in_bounded_work() {
     );
     let whole = fs::read(&path).unwrap();
     // Blocks that are not zeros: all of its structure is in them.
-    let blocks: Vec<_> =
-        (0..whole.len() / 4096).filter(|at| whole[at * 4096..][..4096].iter().any(|&b| b != 0)).collect();
+    let blocks: Vec<_> = (0..whole.len() / 4096)
+        .filter(|at| whole[at * 4096..][..4096].iter().any(|&b| b != 0))
+        .collect();
     let file = fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
     let mut state = 1_u64;
     let mut random = |below: usize| {
         // Knuth's MMIX generator.
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         usize::try_from(state >> 33).unwrap() % below
     };
     let (mut refused, mut read) = (0, 0);

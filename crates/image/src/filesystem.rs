@@ -258,7 +258,8 @@ impl FileSystem {
         if mode & 0xf000 == 0x8000 || is_directory {
             size |= u64::from(u32_at(&bytes, 0x6c)) << 32;
         }
-        let pair = |low, high| u32::from(u16_at(&bytes, high)) << 16 | u32::from(u16_at(&bytes, low));
+        let pair =
+            |low, high| u32::from(u16_at(&bytes, high)) << 16 | u32::from(u16_at(&bytes, low));
         let attributes = Attributes {
             mode: mode & 0o7777,
             uid: pair(0x02, 0x78),
@@ -266,8 +267,7 @@ impl FileSystem {
             mtime: self.mtime(&bytes),
             xattrs: self.xattrs(number, &bytes)?,
         };
-        let mut node =
-            Node { number, kind: Kind::File, attributes, links, size, flags, map };
+        let mut node = Node { number, kind: Kind::File, attributes, links, size, flags, map };
         node.kind = match mode & 0xf000 {
             0x1000 => Kind::Fifo,
             0x2000 => {
@@ -353,7 +353,7 @@ impl FileSystem {
         Ok(names)
     }
 
-    /// What an absolute path stands for, symbolic links in it followed; `None`: nothing.
+    /// What a path from the root stands for, symbolic links in it followed; `None`: nothing.
     ///
     /// # Errors
     /// When something on the way is damaged.

@@ -149,7 +149,7 @@ pub fn build_kernel(
         let source = unpack(&deb, scratch)?;
         fs::remove_file(&deb).map_err(failed("remove", &deb))?;
         watch(Progress::Stage { name: "configure", text: "configuring the kernel" });
-        configure(&source, fragment, &wanted, watch)?;
+        configure(&source, &wanted, watch)?;
         watch(Progress::Stage { name: "compile", text: "compiling the kernel" });
         let jobs = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         make(&source, COMPILE, watch)
@@ -220,12 +220,7 @@ fn make<'a>(
     Ok(call.env("KBUILD_BUILD_USER", "banger").env("KBUILD_BUILD_HOST", "banger"))
 }
 
-fn configure(
-    source: &Path,
-    fragment: &str,
-    wanted: &Wanted,
-    watch: Watch<'_>,
-) -> Result<(), KernelBuildError> {
+fn configure(source: &Path, wanted: &Wanted, watch: Watch<'_>) -> Result<(), KernelBuildError> {
     let run = |target: &str| {
         make(source, CONFIGURE, watch)
             .and_then(|call| call.args([target]).told())
@@ -234,8 +229,7 @@ fn configure(
     run("tinyconfig")?;
     let config = source.join(".config");
     let tiny = fs::read_to_string(&config).map_err(failed("read", &config))?;
-    let all = format!("{tiny}\n{GUEST}\n{fragment}\n");
-    fs::write(&config, all).map_err(failed("write", &config))?;
+    fs::write(&config, wanted.on_top_of(&tiny)?).map_err(failed("write", &config))?;
     run("olddefconfig")?;
     let made = fs::read_to_string(&config).map_err(failed("read", &config))?;
     let unmet = wanted.unmet(&made);
@@ -262,6 +256,19 @@ impl Wanted {
         let mut wanted = read(GUEST)?;
         wanted.extend(users);
         Ok(Self(wanted))
+    }
+
+    /// A `.config` with all of this, and with what this one says of other options. Ours come last, since the last of
+    /// several that exclude each other counts.
+    fn on_top_of(&self, config: &str) -> Result<String, KernelBuildError> {
+        let others = read(config)?.into_iter().filter(|(symbol, _)| !self.0.contains_key(symbol));
+        let all = others.chain(self.0.clone());
+        Ok(all
+            .map(|(symbol, value)| match value.as_str() {
+                "n" => format!("# {symbol} is not set\n"),
+                value => format!("{symbol}={value}\n"),
+            })
+            .collect())
     }
 
     /// What is not so in this `.config`, as lines.
@@ -455,9 +462,8 @@ mod tests {
                 lines.lock().unwrap().push(line.to_owned());
             }
         };
-        let configured = |fragment: &str| {
-            configure(folder.path(), fragment, &Wanted::of(fragment).unwrap(), &watch)
-        };
+        let configured =
+            |fragment: &str| configure(folder.path(), &Wanted::of(fragment).unwrap(), &watch);
         configured("CONFIG_KEPT=y\n# CONFIG_ABSENT is not set\nCONFIG_NOT=n").unwrap();
         assert!(lines.lock().unwrap().iter().any(|line| line == "done"), "stdout is told");
         let made = fs::read_to_string(folder.path().join(".config")).unwrap();

@@ -65,9 +65,11 @@ impl PromoteError {
     pub fn remedy(&self) -> Option<String> {
         match self {
             Self::Image(cause) => cause.remedy(),
-            Self::Disk { cause: FileSystemError::NotUnmounted | FileSystemError::Errors, .. } => {
-                Some("start the VM, which repairs its disk, and stop it with `banger vm stop`".into())
-            }
+            Self::Disk {
+                cause: FileSystemError::NotUnmounted | FileSystemError::Errors, ..
+            } => Some(
+                "start the VM, which repairs its disk, and stop it with `banger vm stop`".into(),
+            ),
             _ => None,
         }
     }

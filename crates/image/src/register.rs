@@ -141,9 +141,8 @@ fn check(rootfs: &Path, draft: &Path, watch: Watch<'_>) -> Result<(), RegisterEr
         return Ok(());
     }
     watch(Progress::Stage { name: "check", text: "checking the file system with e2fsck" });
-    let checked = Call::new(E2FSCK, CHECKING).and_then(|call| {
-        call.args(["-f", "-n"]).args([draft]).output()
-    });
+    let checked =
+        Call::new(E2FSCK, CHECKING).and_then(|call| call.args(["-f", "-n"]).args([draft]).output());
     let path = rootfs.to_owned();
     match checked {
         Ok(_) => Ok(()),

@@ -24,7 +24,9 @@ pub enum ArchiveError {
     Read(#[from] UnionError),
     #[error("cannot write the archive")]
     Write(#[source] io::Error),
-    #[error("{path} would remove another file when it is unpacked: OCI layers take that name for a mark")]
+    #[error(
+        "{path} would remove another file when it is unpacked: OCI layers take that name for a mark"
+    )]
     Whiteout { path: String },
     #[error("it has more than {0} names: the file system is damaged")]
     Names(u64),
@@ -122,7 +124,11 @@ fn file(
     if is_sparse {
         let map = sparse_map(&segments, size);
         let header = Header { size: stored + map.len() as u64, ..Header::new(entry, b'0') };
-        header.sparse(size).write(to).and_then(|()| to.write_all(&map)).map_err(ArchiveError::Write)?;
+        header
+            .sparse(size)
+            .write(to)
+            .and_then(|()| to.write_all(&map))
+            .map_err(ArchiveError::Write)?;
         for segment in &segments {
             segment_data(union, entry, segment, to, told)?;
         }
@@ -268,7 +274,12 @@ impl<'a> Header<'a> {
             let id = |id: u32| Some(u64::from(id)).filter(|&id| id <= MOST_7_DIGITS).unwrap_or(0);
             put(&mut block, 108, 8, octal(id(uid), 7).as_bytes());
             put(&mut block, 116, 8, octal(id(gid), 7).as_bytes());
-            put(&mut block, 124, 12, octal(if size > MOST_11_DIGITS { 0 } else { size }, 11).as_bytes());
+            put(
+                &mut block,
+                124,
+                12,
+                octal(if size > MOST_11_DIGITS { 0 } else { size }, 11).as_bytes(),
+            );
             put(&mut block, 136, 12, octal(seconds.unwrap_or(0), 11).as_bytes());
             block[156] = kind;
             put(&mut block, 257, 8, b"ustar\x0000");

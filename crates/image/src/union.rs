@@ -2,6 +2,7 @@
 //! (Documentation/filesystems/overlayfs.rst, with `redirect_dir`, `metacopy` and `index`). Read without mounting anything.
 //! Entry by entry, in an order that only names decide: a folder before what is in it, names by their bytes.
 
+use std::collections::btree_map::IntoIter;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use banger_ext4::{Attributes, Kind};
@@ -82,12 +83,15 @@ struct Place {
     lower: Option<Node>,
 }
 
-/// Folders that are being walked through, each with what of it is still to come.
+/// A folder that is being walked through: its path, and what of it is still to come.
+type Folder = (Vec<u8>, IntoIter<Vec<u8>, Place>);
+
+/// A way through the whole tree.
 #[derive(Debug)]
 pub(crate) struct Walk<'a> {
     union: &'a Union,
     begun: bool,
-    folders: Vec<(Vec<u8>, std::collections::btree_map::IntoIter<Vec<u8>, Place>)>,
+    folders: Vec<Folder>,
     seen: HashSet<Key>,
 }
 
@@ -98,17 +102,14 @@ impl Union {
 
     /// An image, and the disk that the agent lays over it: with the changes in its folder `upper`, and overlayfs's own notes
     /// in `work/index`.
-    pub(crate) fn with_changes(
-        image: FileSystem,
-        disk: FileSystem,
-    ) -> Result<Self, UnionError> {
+    pub(crate) fn with_changes(image: FileSystem, disk: FileSystem) -> Result<Self, UnionError> {
         let find = |path: &[u8]| disk.resolve(path).map_err(UnionError::Changes);
         // A VM that never started has changed nothing.
-        let Some(upper) = find(b"/upper")?.filter(|upper| upper.kind == Kind::Directory) else {
+        let Some(upper) = find(b"upper")?.filter(|upper| upper.kind == Kind::Directory) else {
             return Ok(Self::of_one(image));
         };
         let mut index = HashMap::new();
-        if let Some(folder) = find(b"/work/index")?.filter(|index| index.kind == Kind::Directory) {
+        if let Some(folder) = find(b"work/index")?.filter(|index| index.kind == Kind::Directory) {
             for number in disk.names(&folder).map_err(UnionError::Changes)?.into_values() {
                 let node = disk.node(number).map_err(UnionError::Changes)?;
                 if node.kind == Kind::File

@@ -81,7 +81,7 @@ fn config(config: &Config) -> Value {
         exposed_ports.iter().map(|port| (port.clone(), json!({}))).collect();
     let fields = [
         ("User", user.as_ref().map(|user| json!(user))),
-        ("ExposedPorts", (!ports.is_empty()).then(|| Value::Object(ports))),
+        ("ExposedPorts", (!ports.is_empty()).then_some(Value::Object(ports))),
         ("Env", list(env)),
         ("Entrypoint", list(entrypoint)),
         ("Cmd", list(cmd)),

@@ -14,7 +14,7 @@ use banger_store::{ImageRecord, VmRecord};
 use jiff::Timestamp;
 
 use super::images::Made;
-use super::{problem, watch};
+use super::problem;
 use crate::daemon::Daemon;
 use crate::operations::Operation;
 

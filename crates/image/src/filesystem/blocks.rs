@@ -99,7 +99,8 @@ impl Reading<'_> {
             return Err(self.damaged("its extents are none"));
         }
         let expected = above.map(|above| above - 1);
-        if depth > MOST_DEPTH || expected.is_some_and(|expected| depth != expected || entries == 0) {
+        if depth > MOST_DEPTH || expected.is_some_and(|expected| depth != expected || entries == 0)
+        {
             return Err(self.damaged("its extents are no tree"));
         }
         for entry in node[12..].chunks_exact(12).take(entries.into()) {
@@ -126,13 +127,22 @@ impl Reading<'_> {
     fn map(&mut self, map: &[u8; 60]) -> Result<(), FileSystemError> {
         let mut logical = 0;
         for word in 0..15 {
-            self.pointer(u32_at(map, word * 4), u32::try_from(word.saturating_sub(11)).unwrap_or(0), &mut logical)?;
+            self.pointer(
+                u32_at(map, word * 4),
+                u32::try_from(word.saturating_sub(11)).unwrap_or(0),
+                &mut logical,
+            )?;
         }
         Ok(())
     }
 
     /// What one pointer stands for; with `steps` to go until the data. `logical` goes on by all that it could hold.
-    fn pointer(&mut self, block: u32, steps: u32, logical: &mut u64) -> Result<(), FileSystemError> {
+    fn pointer(
+        &mut self,
+        block: u32,
+        steps: u32,
+        logical: &mut u64,
+    ) -> Result<(), FileSystemError> {
         if *logical >= self.end {
             return Ok(());
         }

@@ -38,7 +38,13 @@ impl Snapshot {
         let store_bytes = store.metadata()?.len();
         // A device that was never written to, or never made.
         if header == [0; 16] {
-            return Ok(Self { base, base_bytes, store, chunk_bytes: SECTOR, moved: HashMap::new() });
+            return Ok(Self {
+                base,
+                base_bytes,
+                store,
+                chunk_bytes: SECTOR,
+                moved: HashMap::new(),
+            });
         }
         if u32_at(&header, 0) != MAGIC || u32_at(&header, 8) != 1 {
             return refused("it does not begin as one");
@@ -59,7 +65,9 @@ impl Snapshot {
         'areas: while at < chunks {
             store.read_exact_at(&mut area, at * chunk_bytes)?;
             for entry in area.chunks_exact(16) {
-                let word = |at: usize| u64::from(u32_at(entry, at)) | u64::from(u32_at(entry, at + 4)) << 32;
+                let word = |at: usize| {
+                    u64::from(u32_at(entry, at)) | u64::from(u32_at(entry, at + 4)) << 32
+                };
                 let (old, new) = (word(0), word(8));
                 if new == 0 {
                     break 'areas;
@@ -85,7 +93,8 @@ impl Device for Snapshot {
                 self.store.read_exact_at(part, new * self.chunk_bytes + within)?;
             } else {
                 // Behind the image the device is zeros: the snapshot is larger.
-                let there = usize::try_from(self.base_bytes.saturating_sub(offset)).unwrap_or(usize::MAX);
+                let there =
+                    usize::try_from(self.base_bytes.saturating_sub(offset)).unwrap_or(usize::MAX);
                 let (there, zeros) = part.split_at_mut(there.min(part.len()));
                 self.base.read_exact_at(there, offset)?;
                 zeros.fill(0);

@@ -40,7 +40,8 @@ fn read(
     first: usize,
     found: &mut Attributes,
 ) -> Result<(), FileSystemError> {
-    let damaged = || FileSystemError::Inode { inode, what: "an attribute lies outside of its place" };
+    let damaged =
+        || FileSystemError::Inode { inode, what: "an attribute lies outside of its place" };
     let mut at = first;
     // A word of zeros ends them.
     while at + 4 <= area.len() && u32_at(area, at) != 0 {
@@ -52,7 +53,9 @@ fn read(
         let name = area.get(at + ENTRY..at + ENTRY + name_bytes).ok_or_else(damaged)?;
         let size = usize::try_from(u32_at(area, at + 8)).unwrap_or(usize::MAX);
         if u32_at(area, at + 4) != 0 {
-            return Err(FileSystemError::Feature("attributes in inodes of their own (ea_inode)".into()));
+            return Err(FileSystemError::Feature(
+                "attributes in inodes of their own (ea_inode)".into(),
+            ));
         }
         let start = usize::from(u16_at(area, at + 2));
         let value = match size {
@@ -62,8 +65,8 @@ fn read(
                 area.get(start..end).ok_or_else(damaged)?
             }
         };
-        if let Some((name, value)) = named(index, name, value)
-            .map_err(|what| FileSystemError::Inode { inode, what })?
+        if let Some((name, value)) =
+            named(index, name, value).map_err(|what| FileSystemError::Inode { inode, what })?
         {
             found.insert(name, value);
         }
