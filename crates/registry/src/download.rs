@@ -18,9 +18,8 @@ use crate::blobs::{self, StoreError};
 use crate::digest::{Digest, Hasher};
 use crate::error::{RegistryError, RequestError};
 use crate::settings::{Proxies, Settings};
+use crate::transport::{self, Transport};
 
-const USER_AGENT: &str = concat!("banger/", env!("CARGO_PKG_VERSION"));
-const MOST_REDIRECTS: usize = 10;
 /// A server may ask for so long a pause at most.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// A transfer that brought so much has not failed in vain: its tries are counted anew.
@@ -52,14 +51,7 @@ impl Downloader {
     /// # Errors
     /// When a setting cannot be used.
     pub fn new(settings: Settings, proxies: &Proxies) -> Result<Self, RegistryError> {
-        let builder = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls(&settings)?)
-            .user_agent(USER_AGENT)
-            .connect_timeout(settings.connect_timeout())
-            .redirect(redirects())
-            .no_proxy();
-        let builder = proxies_of(proxies)?.into_iter().fold(builder, reqwest::ClientBuilder::proxy);
-        let http = builder.build().map_err(RegistryError::Client)?;
+        let http = Transport::new(&settings, proxies)?.client(transport::redirects())?;
         Ok(Self { http, settings: Arc::new(settings) })
     }
 
@@ -411,57 +403,6 @@ fn first_byte(response: &Response) -> Result<u64, &'static str> {
     first
         .and_then(|first| first.trim().parse().ok())
         .ok_or("it sends a part and does not say which")
-}
-
-/// The host's certificates and the configured ones. A host without any can still use plain HTTP.
-fn tls(settings: &Settings) -> Result<rustls::ClientConfig, RegistryError> {
-    use rustls::pki_types::{CertificateDer, pem::PemObject as _};
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    for path in &settings.ca_files {
-        let refused = |why: &dyn std::fmt::Display| RegistryError::Setting {
-            setting: "ca_files",
-            why: format!("{}: {why}", path.display()),
-        };
-        for certificate in CertificateDer::pem_file_iter(path).map_err(|error| refused(&error))? {
-            let added = certificate.map(|certificate| roots.add(certificate));
-            added.map_err(|error| refused(&error))?.map_err(|error| refused(&error))?;
-        }
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    Ok(rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .expect("ring has the ciphers of the default versions")
-        .with_root_certificates(roots)
-        .with_no_client_auth())
-}
-
-/// What began encrypted stays so.
-fn redirects() -> reqwest::redirect::Policy {
-    reqwest::redirect::Policy::custom(|attempt| {
-        let was_encrypted = attempt.previous().iter().any(|url| url.scheme() == "https");
-        if attempt.previous().len() > MOST_REDIRECTS {
-            attempt.error("it is redirected too often")
-        } else if was_encrypted && attempt.url().scheme() != "https" {
-            attempt.error("it is redirected from https to plain http")
-        } else {
-            attempt.follow()
-        }
-    })
-}
-
-/// This machine is reached without any.
-fn proxies_of(proxies: &Proxies) -> Result<Vec<reqwest::Proxy>, RegistryError> {
-    let none = [proxies.none.as_deref().unwrap_or_default(), "localhost,127.0.0.0/8,::1"].join(",");
-    let none = reqwest::NoProxy::from_string(&none);
-    let http = proxies.http.as_deref().map(reqwest::Proxy::http);
-    let https = proxies.https.as_deref().map(reqwest::Proxy::https);
-    let refused = |_| RegistryError::Setting {
-        setting: "proxy",
-        why: "HTTP_PROXY or HTTPS_PROXY of the daemon is no URL".into(),
-    };
-    let set = [http, https].into_iter().flatten();
-    set.map(|proxy| Ok(proxy.map_err(refused)?.no_proxy(none.clone()))).collect()
 }
 
 #[cfg(test)]

@@ -23,6 +23,7 @@ mod programs;
 pub mod pull;
 pub mod reference;
 pub mod settings;
+mod transport;
 
 #[cfg(test)]
 mod hostile;

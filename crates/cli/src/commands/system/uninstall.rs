@@ -1,6 +1,5 @@
 //! `banger system uninstall`: VMs first, then the services, then what they held, then files, all by name.
 
-use std::io::BufRead;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -13,13 +12,13 @@ use http::Method;
 use serde::Serialize;
 
 use crate::commands::targets::{self, vm_path};
-use crate::commands::{DONE, FAILED};
+use crate::commands::{DONE, FAILED, ask};
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::system::plan::{self, Removal};
 use crate::system::waiting::{self, Came};
 use crate::system::{self, files, is_there, leftovers, systemd};
-use crate::{daemon, operation, out, problem, programs, terminal};
+use crate::{daemon, operation, problem, programs};
 
 /// Stop all VMs and remove the services, the programs and whatever they hold on this host
 #[derive(Debug, clap::Args)]
@@ -123,19 +122,8 @@ fn is_up(vm: &Vm) -> bool {
 /// Asks whether to go on, if there is something to lose and somebody to ask.
 fn agreed(running: &[String], purge: bool) -> Result<bool, Failure> {
     let Some(losses) = losses(running, purge) else { return Ok(true) };
-    if !terminal::stdin_is_terminal() || !terminal::stderr_is_terminal() {
-        return Err(Problem::new(Code::Invalid, format!("this {losses}"))
-            .because("there is no terminal to ask on")
-            .remedy("`banger system uninstall --yes` asks no question")
-            .into());
-    }
-    out::stderr(&format!("this {losses}\ngo on? [y/N] "));
-    let mut answer = String::new();
-    std::io::stdin()
-        .lock()
-        .read_line(&mut answer)
-        .map_err(|error| Problem::new(Code::Internal, "cannot read the answer").cause(&error))?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+    ask::somebody_or(&format!("this {losses}"), "banger system uninstall --yes")?;
+    ask::agreed(&format!("this {losses}"))
 }
 
 fn losses(running: &[String], purge: bool) -> Option<String> {
