@@ -111,8 +111,14 @@ impl Daemon {
         let mark = self.mark(&vm.id);
         let connecting = async {
             let said = logs::Changes::watch(&self.places.log(&mark))?;
+            let mut again = false;
             loop {
-                let stream = self.connect(&mark, agent.socket.clone()).await?;
+                let stream = match self.connect(&mark, agent.socket.clone()).await {
+                    // It was there before: the VMM is ending, and whoever waits for its end says so.
+                    Err(_) if again => std::future::pending().await,
+                    stream => stream?,
+                };
+                again = true;
                 match Mux::connect(stream, agent.carrier, deadline).await {
                     // A kernel with the transport built in refuses until the agent listens, which it says on the console.
                     Err(ChannelError::NotListening) if said.wait().await => {}
