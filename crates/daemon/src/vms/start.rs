@@ -13,7 +13,7 @@ use banger_store::VmRecord;
 use banger_vmm::channel::Mux;
 use banger_vmm::{AgentAddress, Channel, ChannelError, Ready, VmmError};
 use jiff::Timestamp;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::plan::{self, Boot};
 use super::slot::Slot;
@@ -26,6 +26,9 @@ use crate::logs;
 use crate::operations::Operation;
 use crate::problems;
 use crate::readiness::VmmProcess;
+
+/// How long Firecracker gives a guest to answer a connection; one that is slower is asked again after as long.
+const SLOW: Duration = Duration::from_secs(2);
 
 impl Daemon {
     /// Starts the VM and returns when its guest is ready. One that runs already is left alone.
@@ -121,7 +124,9 @@ impl Daemon {
                 again = true;
                 match Mux::connect(stream, agent.carrier, deadline).await {
                     // A kernel with the transport built in refuses until the agent listens, which it says on the console.
-                    Err(ChannelError::NotListening) if said.wait().await => {}
+                    // One that listens already and was too slow to answer has no more to say: it is asked again, too.
+                    Err(ChannelError::NotListening)
+                        if timeout(SLOW, said.wait()).await.unwrap_or(true) => {}
                     connected => return connected.map_err(|e| not_ready(vm, &e, within)),
                 }
             }
