@@ -214,8 +214,10 @@ fn a_terminal_is_a_terminal(world: &World) {
     // The new size and what is typed come by different ways.
     shell.types("until [ \"$(stty size)\" = '41 123' ]; do sleep 0.1; done; stty size\n");
     shell.shows("\n41 123");
-    // What is typed and not read yet would go with the Ctrl-C. The quotes keep the echo of the line from being the answer.
-    shell.types("echo as''leep; sleep 1000\n");
+    // What is typed and not read yet would go with the Ctrl-C, and one that comes before the shell has given its child the
+    // terminal is the shell's own: so it is the child that says that it sleeps. The quotes keep the echo of the line from
+    // being the answer.
+    shell.types("sh -c \"echo as''leep; exec sleep 1000\"\n");
     shell.shows("asleep");
     shell.types("\x03");
     shell.shows("#");

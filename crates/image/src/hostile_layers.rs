@@ -279,7 +279,7 @@ fn broken_archives_are_refused() {
     for length in [2512, 2559, 2560] {
         let short = whole[..length].to_vec();
         let digest = format!("sha256:{}", hex(&Sha256::digest(&short)));
-        assert_eq!(assembled(&[short.clone()], Some(&digest)).unwrap().entries, 1);
+        assert_eq!(assembled(std::slice::from_ref(&short), Some(&digest)).unwrap().entries, 1);
         refused("cut behind an entry", &[short], "without its end mark");
     }
     let packed = gzip(&whole);
