@@ -1,5 +1,5 @@
 //! What the helper gives up before it serves: capabilities that no claim needs, the way to gain any, and system calls that
-//! neither it nor Firecracker's jailer nor Firecracker makes. Its children inherit all of it.
+//! neither it nor nft nor Firecracker's jailer nor Firecracker makes. Its children inherit all of it.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -23,7 +23,11 @@ pub const CAPABILITIES: [(&str, CapabilitySet, &str); 9] = [
     ("CAP_FOWNER", CapabilitySet::FOWNER, "the jailer's modes of a jail that was used before"),
     ("CAP_KILL", CapabilitySet::KILL, "signals to VMMs, which are other users'"),
     ("CAP_MKNOD", CapabilitySet::MKNOD, "the devices in a jail, ours and the jailer's"),
-    ("CAP_NET_ADMIN", CapabilitySet::NET_ADMIN, "the bridge and taps"),
+    (
+        "CAP_NET_ADMIN",
+        CapabilitySet::NET_ADMIN,
+        "bridges, taps, their addresses and rules, forwarding",
+    ),
     ("CAP_SETGID", CapabilitySet::SETGID, "the jailer becomes the VM's group"),
     ("CAP_SETUID", CapabilitySet::SETUID, "the jailer becomes the VM's user"),
     ("CAP_SYS_ADMIN", CapabilitySet::SYS_ADMIN, "loops, device-mapper, the jailer's mounts"),
@@ -117,10 +121,10 @@ const NAMESPACES: i32 = libc::CLONE_NEWCGROUP
     | libc::CLONE_NEWUSER
     | libc::CLONE_NEWUTS;
 
-/// What the helper, the jailer and Firecracker call: what Firecracker's own filters allow from 1.12 to 1.16
+/// What the helper, the jailer, nft and Firecracker call: what Firecracker's own filters allow from 1.12 to 1.16
 /// (resources/seccomp/*.json) but for io_uring, which runs calls behind every filter's back and is used for its `Async`
-/// engine only; what the jailer calls (src/jailer/src/{env,chroot}.rs); what this program, Rust's standard library and the
-/// C library call.
+/// engine only; what the jailer calls (src/jailer/src/{env,chroot}.rs); what nft calls (it waits for the kernel by select(2));
+/// what this program, Rust's standard library and the C library call.
 const ALLOWED: &[i64] = &[
     // Files.
     libc::SYS_close,
@@ -217,6 +221,7 @@ const ALLOWED: &[i64] = &[
     libc::SYS_inotify_rm_watch,
     libc::SYS_nanosleep,
     libc::SYS_ppoll,
+    libc::SYS_pselect6,
     libc::SYS_timerfd_create,
     libc::SYS_timerfd_settime,
     // Processes and threads.
@@ -289,6 +294,7 @@ const ALLOWED_HERE: &[i64] = &[
     libc::SYS_readlink,
     libc::SYS_rename,
     libc::SYS_rmdir,
+    libc::SYS_select,
     libc::SYS_stat,
     libc::SYS_unlink,
     libc::SYS_vfork,

@@ -5,12 +5,13 @@
 //! a name that was looked at may be another file a moment later.
 
 use std::fmt;
+use std::net::Ipv4Addr;
 
 use banger_host::helper_wire::Act;
 use banger_host::root::{DeviceSource, JailDevice, JailFile};
 use banger_host::{
-    Cgroup, Claim, DmSnapshot, Held, Installation, Jail, JailedVmm, Loop, LoopRole, Mark,
-    StateFile, Tap,
+    Cgroup, Claim, DmSnapshot, Guard, Held, Installation, Jail, JailedVmm, Loop, LoopRole, Mac,
+    Mark, Nat, Network, StateFile, Tap,
 };
 
 use crate::policy::Policy;
@@ -70,8 +71,22 @@ fn judge_claim(claim: &Claim, policy: &Policy) -> Result<(), Refusal> {
         Claim::Cgroup(cgroup) => judge_cgroup(cgroup, policy),
         Claim::Loop(claim) => judge_loop(claim),
         Claim::DmSnapshot(dm) => judge_dm_snapshot(dm),
-        Claim::Bridge { .. } => Ok(()),
-        Claim::Tap(Tap { uid, .. }) => vmms_user("claim.uid", *uid, policy),
+        Claim::Bridge { installation: _, network } => judge_network(network),
+        Claim::Guard(Guard { mark, network, address, mac }) => {
+            judge_network(network)?;
+            vms_address(*address, network)?;
+            rule(*mac == Mac::of(mark), "claim.mac", || {
+                format!("{mac} is not the hardware address of {mark}, {}", Mac::of(mark))
+            })
+        }
+        Claim::Tap(Tap { mark: _, uid, network }) => {
+            judge_network(network)?;
+            vmms_user("claim.uid", *uid, policy)
+        }
+        Claim::Nat(Nat { mark: _, network, address }) => {
+            judge_network(network)?;
+            vms_address(*address, network)
+        }
         Claim::Jail(jail) => judge_jail(jail, policy),
         // Its log is not the helper's.
         Claim::JailedVmm(JailedVmm { uid, .. }) => vmms_user("claim.uid", *uid, policy),
@@ -127,6 +142,36 @@ fn judge_jail(jail: &Jail, policy: &Policy) -> Result<(), Refusal> {
         let (DeviceSource::Loop(_) | DeviceSource::DmSnapshot) = source;
     }
     Ok(())
+}
+
+/// A subnet of nobody's in the world, of 6 to some 65,000 VMs.
+fn judge_network(network: &Network) -> Result<(), Refusal> {
+    /// What is private (RFC 1918). No subnet that the rules below allow is larger than one of these.
+    const PRIVATE: [(Ipv4Addr, u8); 3] = [
+        (Ipv4Addr::new(10, 0, 0, 0), 8),
+        (Ipv4Addr::new(172, 16, 0, 0), 12),
+        (Ipv4Addr::new(192, 168, 0, 0), 16),
+    ];
+    // What every host takes (RFC 791), and the most that a tap does (TUN's MAX_MTU without Ethernet's header).
+    const MTU: (u64, u64) = (576, 65_521);
+    // Any number is a network's; it is one byte of a name.
+    let Network { number: _, gateway, prefix, mtu } = network;
+    between("claim.network.prefix", (*prefix).into(), 16, 29)?;
+    between("claim.network.mtu", (*mtu).into(), MTU.0, MTU.1)?;
+    rule(
+        PRIVATE.iter().any(|(base, bits)| network.is_within(*base, *bits)),
+        "claim.network",
+        || format!("{} is not private (RFC 1918)", network.subnet()),
+    )?;
+    rule(*gateway != network.first() && *gateway != network.last(), "claim.network.gateway", || {
+        format!("{gateway} is the first or the last address of {}", network.subnet())
+    })
+}
+
+fn vms_address(address: Ipv4Addr, network: &Network) -> Result<(), Refusal> {
+    rule(network.is_for_a_vm(address), "claim.address", || {
+        format!("{address} is none of those of VMs in {}", network.subnet())
+    })
 }
 
 /// What is made in a jail beside what the jailer makes there.

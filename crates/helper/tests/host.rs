@@ -16,12 +16,12 @@ use std::time::{Duration, Instant};
 
 use banger_host::root::{DeviceSource, JailDevice, JailFile};
 use banger_host::{
-    Cgroup, Claim, DmSnapshot, Held, Host, Jail, JailedVmm, Loop, LoopRole, Mark, StateFile, Tap,
-    VmSocket, Watched,
+    Cgroup, Claim, DmSnapshot, Guard, Held, Host, Jail, JailedVmm, Loop, LoopRole, Mac, Mark, Nat,
+    StateFile, Tap, VmSocket, Watched,
 };
 use rustix::fs::{Gid, Uid};
 use rustix::process::Signal;
-use support::installed::{OWNER, UID, World};
+use support::installed::{OWNER, UID, World, network};
 use support::{SOON, chain};
 
 const DISK_BYTES: u64 = 8 << 20;
@@ -95,6 +95,7 @@ fn claims(world: &World, mark: &Mark) -> Vec<Claim> {
     let cow = fs::OpenOptions::new().write(true).open(disk.below(&world.path("lib/banger/state")));
     cow.unwrap().set_len(DmSnapshot::cow_bytes(DISK_BYTES)).unwrap();
     let mark = || mark.clone();
+    let (network, address) = network();
     let over = |role, file| Claim::Loop(Loop { mark: mark(), role, file });
     let devices =
         [("banger-root", DeviceSource::DmSnapshot), ("image", DeviceSource::Loop(LoopRole::Image))];
@@ -108,8 +109,10 @@ fn claims(world: &World, mark: &Mark) -> Vec<Claim> {
         over(LoopRole::Image, image),
         over(LoopRole::Disk, disk),
         Claim::DmSnapshot(DmSnapshot { mark: mark(), size_bytes: DISK_BYTES }),
-        Claim::Bridge { installation: mark().installation().clone() },
-        Claim::Tap(Tap { mark: mark(), uid: USER }),
+        Claim::Bridge { installation: mark().installation().clone(), network },
+        Claim::Guard(Guard { mark: mark(), network, address, mac: Mac::of(&mark()) }),
+        Claim::Tap(Tap { mark: mark(), uid: USER, network }),
+        Claim::Nat(Nat { mark: mark(), network, address }),
         Claim::Jail(Jail {
             mark: mark(),
             uid: USER,
@@ -164,7 +167,8 @@ fn boot(host: &dyn Host, mark: &Mark) {
     api.set_read_timeout(Some(SOON)).unwrap();
     assert!(call(&mut api, "GET", "/", "").contains("Not started"));
     let tap = format!(
-        r#"{{"iface_id":"eth0","host_dev_name":"{mark}","guest_mac":"06:00:00:00:00:01"}}"#
+        r#"{{"iface_id":"eth0","host_dev_name":"{mark}","guest_mac":"{}"}}"#,
+        Mac::of(mark)
     );
     for (path, body) in [
         ("/machine-config", r#"{"vcpu_count":1,"mem_size_mib":128}"#),

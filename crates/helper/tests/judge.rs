@@ -7,7 +7,7 @@ mod support;
 
 use banger_helper::judge::{Refusal, judge};
 use banger_host::helper_wire::{Act, VmmSignal, parse_request};
-use banger_host::{Claim, Held};
+use banger_host::{Claim, Held, Mac};
 use serde_json::{Value, json};
 use support::{POLICY_MEMORY_BYTES, mark, policy};
 
@@ -33,14 +33,20 @@ fn refused(act: &Act) -> Refusal {
 /// One good claim of each kind that needs root.
 fn good(kind: &str) -> Value {
     let mark = mark("0").to_string();
+    let network = json!({ "number": 0, "gateway": "10.213.0.1", "prefix": 22, "mtu": 1500 });
     match kind {
         "cgroup" => json!({
             "kind": kind, "mark": mark, "memory_max_bytes": 1_u64 << 30, "cpu_percent": 300, "pids_max": 10
         }),
         "loop" => json!({ "kind": kind, "mark": mark, "role": "image", "file": "images/a1.ext4" }),
         "dm_snapshot" => json!({ "kind": kind, "mark": mark, "size_bytes": 8_u64 << 30 }),
-        "bridge" => json!({ "kind": kind, "installation": "0000" }),
-        "tap" => json!({ "kind": kind, "mark": mark, "uid": UID }),
+        "bridge" => json!({ "kind": kind, "installation": "0000", "network": network }),
+        "guard" => json!({
+            "kind": kind, "mark": mark, "network": network,
+            "address": "10.213.0.2", "mac": Mac::of(&self::mark("0")),
+        }),
+        "tap" => json!({ "kind": kind, "mark": mark, "uid": UID, "network": network }),
+        "nat" => json!({ "kind": kind, "mark": mark, "network": network, "address": "10.213.0.2" }),
         "jail" => json!({
             "kind": kind, "mark": mark, "uid": UID,
             "files": [
@@ -59,7 +65,8 @@ fn good(kind: &str) -> Value {
     }
 }
 
-const KINDS: [&str; 7] = ["cgroup", "loop", "dm_snapshot", "bridge", "tap", "jail", "jailed_vmm"];
+const KINDS: [&str; 9] =
+    ["cgroup", "loop", "dm_snapshot", "bridge", "guard", "tap", "nat", "jail", "jailed_vmm"];
 
 /// A good claim in which one value is another.
 fn with(kind: &str, place: &str, value: Value) -> Act {
@@ -96,6 +103,24 @@ fn the_claims_of_every_kind_that_a_real_daemon_makes_are_allowed() {
         ("dm_snapshot", json!({ "size_bytes": 16_u64 << 40 })),
         ("jail", json!({ "files": [{ "name": "rootfs", "source": "images/a1.ext4" }] })),
         ("tap", json!({ "uid": UID + 9_999 })),
+        // Every subnet that the daemon chooses from, and its first and last VM.
+        ("guard", json!({ "address": "10.213.3.254" })),
+        (
+            "nat",
+            json!({
+                "network": { "number": 0, "gateway": "10.213.252.1", "prefix": 22, "mtu": 1500 },
+                "address": "10.213.252.2",
+            }),
+        ),
+        // What a user may set.
+        (
+            "bridge",
+            json!({ "network": { "number": 255, "gateway": "192.168.255.254", "prefix": 16, "mtu": 65_521 } }),
+        ),
+        (
+            "bridge",
+            json!({ "network": { "number": 1, "gateway": "172.31.255.249", "prefix": 29, "mtu": 576 } }),
+        ),
     ];
     for (kind, changes) in more {
         let mut claim = good(kind);
@@ -104,7 +129,7 @@ fn the_claims_of_every_kind_that_a_real_daemon_makes_are_allowed() {
         }
         judge(&acquire(&claim), &policy()).unwrap();
     }
-    for kind in ["cgroup", "dm_snapshot", "tap", "jail", "jailed_vmm"] {
+    for kind in ["cgroup", "dm_snapshot", "guard", "tap", "nat", "jail", "jailed_vmm"] {
         let held = json!({ "kind": kind, "mark": mark("0").to_string() });
         judge(&act(&json!({ "do": "release", "held": held })), &policy()).unwrap();
     }
@@ -307,6 +332,90 @@ fn a_jail_is_not_filled_up() {
         judge(&with("jail", place, json!(most)), &policy()).unwrap();
         let more: Vec<Value> = (0..17).map(one).collect();
         assert_eq!(refused(&with("jail", place, json!(more))).field, field);
+    }
+}
+
+const NETWORKED: [&str; 4] = ["bridge", "guard", "tap", "nat"];
+
+#[test]
+fn a_network_is_private_and_neither_huge_nor_tiny() {
+    let wrong = [
+        ("8.8.8.1", 24),
+        ("0.0.0.1", 16),
+        ("127.0.0.2", 24),
+        ("100.64.0.1", 22),
+        ("169.254.169.1", 24),
+        ("172.15.255.1", 22),
+        ("172.32.0.1", 22),
+        ("192.167.255.1", 24),
+        ("192.169.0.1", 24),
+        ("11.0.0.1", 16),
+        ("224.0.0.1", 24),
+        ("255.255.255.1", 24),
+    ];
+    for kind in NETWORKED {
+        for (gateway, prefix) in wrong {
+            let network = json!({ "number": 0, "gateway": gateway, "prefix": prefix, "mtu": 1500 });
+            let refusal = refused(&with(kind, "/network", network));
+            assert_eq!(refusal.field, "claim.network", "{kind} {gateway}");
+        }
+        for prefix in [0, 8, 15, 30, 31, 32, 33, 255] {
+            let refusal = refused(&with(kind, "/network/prefix", json!(prefix)));
+            assert_eq!(refusal.field, "claim.network.prefix", "{kind} {prefix}");
+        }
+        for mtu in [0, 68, 575, 65_522, 65_535] {
+            let refusal = refused(&with(kind, "/network/mtu", json!(mtu)));
+            assert_eq!(refusal.field, "claim.network.mtu", "{kind} {mtu}");
+        }
+        for gateway in ["10.213.0.0", "10.213.3.255"] {
+            let refusal = refused(&with(kind, "/network/gateway", json!(gateway)));
+            assert_eq!(refusal.field, "claim.network.gateway", "{kind} {gateway}");
+        }
+    }
+}
+
+#[test]
+fn a_vm_has_an_address_of_its_network_that_is_nobody_elses() {
+    let wrong = ["10.213.0.0", "10.213.0.1", "10.213.3.255", "10.213.4.2", "8.8.8.8", "127.0.0.1"];
+    for kind in ["guard", "nat"] {
+        for address in wrong.into_iter().chain(["0.0.0.0", "255.255.255.255"]) {
+            let refusal = refused(&with(kind, "/address", json!(address)));
+            assert_eq!(refusal.field, "claim.address", "{kind} {address}");
+        }
+    }
+}
+
+#[test]
+fn a_vm_has_the_hardware_address_of_its_mark() {
+    for mac in [
+        Mac::of(&mark("1")).to_string(),
+        "ff:ff:ff:ff:ff:ff".to_owned(),
+        "01:00:5e:00:00:01".to_owned(),
+        "00:00:00:00:00:00".to_owned(),
+    ] {
+        assert_eq!(refused(&with("guard", "/mac", json!(mac))).field, "claim.mac", "{mac}");
+    }
+}
+
+#[test]
+fn what_is_no_address_and_no_number_is_no_request() {
+    for (kind, place, value) in [
+        ("bridge", "/network/number", json!(256)),
+        ("bridge", "/network/number", json!(-1)),
+        ("bridge", "/network/mtu", json!(65_536)),
+        ("bridge", "/network/gateway", json!("10.213.0.1/22")),
+        ("bridge", "/network/gateway", json!("10.213.0.01")),
+        ("bridge", "/network/gateway", json!("fd00::1")),
+        ("nat", "/address", json!("10.213.2")),
+        ("nat", "/address", json!(181_207_042)),
+        ("guard", "/mac", json!("02:00:00:00:00:0A")),
+        ("guard", "/mac", json!("02-00-00-00-00-0a")),
+        ("guard", "/mac", json!("02:00:00:00:00:00\", drop")),
+    ] {
+        let mut claim = good(kind);
+        *claim.pointer_mut(place).unwrap() = value.clone();
+        let text = json!({ "version": 1, "act": { "do": "acquire", "claim": claim } }).to_string();
+        assert!(parse_request(text.as_bytes()).is_err(), "{kind}{place} {value}");
     }
 }
 

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// What text is replaced by, or gets more of.
-const WORDS: [&str; 26] = [
+const WORDS: [&str; 30] = [
     "null",
     "true",
     "-1",
@@ -35,6 +35,10 @@ const WORDS: [&str; 26] = [
     "loop",
     "dm_snapshot",
     "firecracker",
+    "10.213.0.9",
+    "172.16.0.1",
+    "8.8.8.8",
+    "02:00:00:00:00:00",
     "{",
     "}",
     ",",

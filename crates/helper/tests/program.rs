@@ -17,11 +17,11 @@ use std::process::Command;
 use std::thread;
 
 use banger_helper::confine::CAPABILITIES;
-use banger_host::{Claim, Held, Host, Loop, LoopRole, Mark, StateFile, Tap};
+use banger_host::{Claim, Guard, Held, Host, Loop, LoopRole, Mac, Mark, Nat, StateFile, Tap};
 use command_fds::{CommandFdExt, FdMapping};
 use rustix::fs::Uid;
 use support::chain;
-use support::installed::{OWNER, UID, World, program};
+use support::installed::{OWNER, UID, World, network, program};
 
 fn owned_file(path: &Path, uid: u32) {
     let file = fs::File::create(path).unwrap();
@@ -57,10 +57,13 @@ fn real_claims_are_made_found_and_released() {
         let (host, mark) = (world.host(), world.mark("1"));
         let images = world.path("lib/banger/state/images");
         owned_file(&images.join("a.ext4"), OWNER);
+        let (network, address) = network();
         let claims = [
             image(&mark, "a.ext4"),
-            Claim::Bridge { installation: world.installation.clone() },
-            Claim::Tap(Tap { mark: mark.clone(), uid: UID + 3 }),
+            Claim::Bridge { installation: world.installation.clone(), network },
+            Claim::Guard(Guard { mark: mark.clone(), network, address, mac: Mac::of(&mark) }),
+            Claim::Tap(Tap { mark: mark.clone(), uid: UID + 3, network }),
+            Claim::Nat(Nat { mark: mark.clone(), network, address }),
         ];
         for claim in claims.iter().chain(&claims) {
             host.acquire(claim).unwrap_or_else(|error| panic!("{}", chain(&error)));
@@ -103,13 +106,17 @@ fn files_that_are_not_the_owners_are_not_used_whatever_leads_to_them() {
 fn a_helper_that_is_killed_between_two_claims_is_followed_by_one_that_goes_on() {
     World::new().run(|world| {
         let (host, mark) = (world.host(), world.mark("3"));
-        let bridge = Claim::Bridge { installation: world.installation.clone() };
-        let tap = Claim::Tap(Tap { mark: mark.clone(), uid: UID });
+        let (network, address) = network();
+        let bridge = Claim::Bridge { installation: world.installation.clone(), network };
+        let tap = Claim::Tap(Tap { mark: mark.clone(), uid: UID, network });
+        let nat = Claim::Nat(Nat { mark: mark.clone(), network, address });
         for act in [
             &(|| host.acquire(&bridge)) as &dyn Fn() -> _,
             &|| host.acquire(&tap),
             &|| host.acquire(&tap),
+            &|| host.acquire(&nat),
             &|| host.release(&tap.held()),
+            &|| host.release(&nat.held()),
             &|| host.release(&bridge.held()),
         ] {
             let helper = world.start();
@@ -144,7 +151,8 @@ fn everything_of_the_installation_can_be_released_without_a_daemon() {
     World::new().run(|world| {
         let helper = world.start();
         let mark = world.mark("4");
-        world.host().acquire(&Claim::Tap(Tap { mark: mark.clone(), uid: UID })).unwrap();
+        let tap = Tap { mark: mark.clone(), uid: UID, network: network().0 };
+        world.host().acquire(&Claim::Tap(tap)).unwrap();
         helper.kill();
         let released = world.release_all();
         assert!(released.status.success(), "{released:?}");

@@ -14,14 +14,15 @@ use std::time::{Duration, Instant};
 
 use banger_helper::policy::Policy;
 use banger_host::helper_wire::{self as wire, Act, Failure, LONGEST, Reply};
-use banger_host::{Claim, Held, Host, HostError, JailedVmm, Mark, Tap, VmSocket};
+use banger_host::{Claim, Held, Host, HostError, JailedVmm, Mark, Network, Tap, VmSocket};
 use rustix::fs::Uid;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recv, sendmsg};
 use rustix::process::Signal;
 use support::{Noted, SOON, World, chain, listener, mark, policy};
 
 fn tap(mark: &Mark) -> Claim {
-    Claim::Tap(Tap { mark: mark.clone(), uid: 1_900_000_000 })
+    let network = Network { number: 0, gateway: [10, 213, 0, 1].into(), prefix: 22, mtu: 1500 };
+    Claim::Tap(Tap { mark: mark.clone(), uid: 1_900_000_000, network })
 }
 
 fn jailed(mark: &Mark) -> Claim {
@@ -155,7 +156,7 @@ fn what_is_no_request_is_refused_by_name() {
         (format!("{good}{good}").into_bytes(), "trailing characters"),
         (good.as_bytes()[..good.len() - 1].to_vec(), "EOF"),
         (good.replace("\"uid\"", "\"x\":1,\"uid\"").into_bytes(), "unknown field `x`"),
-        (good.replace("\"tap\"", "\"nat\"").into_bytes(), "unknown variant `nat`"),
+        (good.replace("\"tap\"", "\"cat\"").into_bytes(), "unknown variant `cat`"),
         (good.replace("\"acquire\"", "\"run\"").into_bytes(), "unknown variant `run`"),
         (format!("{}{}", "[".repeat(5000), "]".repeat(5000)).into_bytes(), "invalid type"),
         (vec![b' '; LONGEST + 1], "longer than 65536 bytes"),

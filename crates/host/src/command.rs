@@ -1,7 +1,7 @@
 //! The one place of this crate where programs are started: by absolute path, without a shell, their stderr kept.
 
 use std::ffi::OsStr;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -41,6 +41,28 @@ pub fn run(name: &str, args: &[&str]) -> Result<String, HostError> {
     }
     let said = String::from_utf8_lossy(&output.stderr);
     Err(HostError::because(act(), format!("{}: {}", output.status, said.trim())))
+}
+
+/// Runs one of root's programs to its end, without an environment, with this on its stdin, and gives its stdout.
+///
+/// # Errors
+/// When it cannot be started, or ends with another status than 0 (then with its stderr).
+pub(crate) fn run_with_input(program: &Path, args: &[&str], input: &[u8]) -> io::Result<String> {
+    let mut child = new(program)
+        .args(args)
+        .env_clear()
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    // What it reads is all that it reads before it says anything, and closed after this.
+    let written = child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(input));
+    let output = child.wait_with_output()?;
+    if output.status.success() {
+        return written.map(|()| String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(io::Error::other(format!("{}: {}", output.status, said.trim())))
 }
 
 /// Runs a program to its end, or kills it at the deadline; gives whether its status was 0, and its stdout, which must fit

@@ -35,3 +35,9 @@ pub(crate) fn on(act: &str, path: &Path) -> impl FnOnce(io::Error) -> HostError 
     let act = format!("{act} {}", path.display());
     move |cause| HostError::new(act, cause)
 }
+
+/// An error and its causes as one sentence.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}

@@ -414,7 +414,7 @@ mod tests {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
     use super::*;
-    use crate::{Installation, LoopRole, Tap};
+    use crate::{Guard, Installation, LoopRole, Mac, Nat, Network, Tap};
 
     const SOON: Duration = Duration::from_secs(5);
 
@@ -427,8 +427,14 @@ mod tests {
     }
 
     fn acts() -> Vec<Act> {
+        let network = Network { number: 0, gateway: [10, 0, 0, 1].into(), prefix: 22, mtu: 1500 };
+        let (address, mac) = ([10, 0, 0, 2].into(), Mac::of(&mark()));
+        let installation = mark().installation().clone();
         vec![
-            Act::Acquire { claim: Claim::Tap(Tap { mark: mark(), uid: 7 }) },
+            Act::Acquire { claim: Claim::Bridge { installation, network } },
+            Act::Acquire { claim: Claim::Guard(Guard { mark: mark(), network, address, mac }) },
+            Act::Acquire { claim: Claim::Tap(Tap { mark: mark(), uid: 7, network }) },
+            Act::Acquire { claim: Claim::Nat(Nat { mark: mark(), network, address }) },
             Act::Release { held: Held::Loop { mark: mark(), role: LoopRole::Disk } },
             Act::List {},
             Act::Signal { mark: mark(), signal: VmmSignal::Term },

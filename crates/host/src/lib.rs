@@ -17,6 +17,7 @@ pub mod listen_fd;
 pub mod lock;
 pub mod log_writer;
 pub mod mark;
+mod network;
 mod process;
 pub mod ready_fd;
 pub mod root;
@@ -37,8 +38,9 @@ pub use disk::{Disk, DiskSource, reflink_works};
 pub use error::HostError;
 pub use helper_host::HelperHost;
 pub use mark::{Installation, Mark};
+pub use network::{Mac, Network};
 pub use process::Watched;
-pub use root::{Cgroup, DmSnapshot, Jail, JailedVmm, Loop, LoopRole, Root, Tap};
+pub use root::{Cgroup, DmSnapshot, Guard, Jail, JailedVmm, Loop, LoopRole, Nat, Root, Tap};
 pub use state_file::StateFile;
 pub use vmm_process::{VMM_FIRST_FD, Vmm};
 
@@ -58,10 +60,14 @@ pub enum Claim {
     Loop(Loop),
     /// A writable device over an image that is only read.
     DmSnapshot(DmSnapshot),
-    /// The VM's share in the bridge that the taps of this installation are ports of.
-    Bridge { installation: Installation },
+    /// The VM's share in the bridge of a network, which the taps of its VMs are ports of.
+    Bridge { installation: Installation, network: Network },
+    /// The rules for what comes from the VM's network device: they are there before it is.
+    Guard(Guard),
     /// The VM's network device.
     Tap(Tap),
+    /// The VM's way out of the host, as the host itself. Made and undone while the VM runs, too.
+    Nat(Nat),
     /// The folder that is the VMM's whole filesystem.
     Jail(Jail),
     /// The VMM's process, and the process that keeps its log bounded.
@@ -91,8 +97,12 @@ impl Claim {
             Claim::Cgroup(cgroup) => Held::Cgroup { mark: cgroup.mark.clone() },
             Claim::Loop(found) => Held::Loop { mark: found.mark.clone(), role: found.role },
             Claim::DmSnapshot(dm) => Held::DmSnapshot { mark: dm.mark.clone() },
-            Claim::Bridge { installation } => Held::Bridge { installation: installation.clone() },
+            Claim::Bridge { installation, network } => {
+                Held::Bridge { installation: installation.clone(), number: network.number }
+            }
+            Claim::Guard(guard) => Held::Guard { mark: guard.mark.clone() },
             Claim::Tap(tap) => Held::Tap { mark: tap.mark.clone() },
+            Claim::Nat(nat) => Held::Nat { mark: nat.mark.clone() },
             Claim::Jail(jail) => Held::Jail { mark: jail.mark.clone() },
             Claim::Vmm(vmm) => Held::Vmm { mark: vmm.mark.clone() },
             Claim::JailedVmm(vmm) => Held::JailedVmm { mark: vmm.mark.clone() },
@@ -120,17 +130,49 @@ impl Claim {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Held {
-    VmFolder { mark: Mark },
-    Disk { mark: Mark },
-    RunFolder { mark: Mark },
-    Cgroup { mark: Mark },
-    Loop { mark: Mark, role: LoopRole },
-    DmSnapshot { mark: Mark },
-    Bridge { installation: Installation },
-    Tap { mark: Mark },
-    Jail { mark: Mark },
-    Vmm { mark: Mark },
-    JailedVmm { mark: Mark },
+    VmFolder {
+        mark: Mark,
+    },
+    Disk {
+        mark: Mark,
+    },
+    RunFolder {
+        mark: Mark,
+    },
+    Cgroup {
+        mark: Mark,
+    },
+    Loop {
+        mark: Mark,
+        role: LoopRole,
+    },
+    DmSnapshot {
+        mark: Mark,
+    },
+    Bridge {
+        installation: Installation,
+        /// The network's. There was only 0 when it was not recorded.
+        #[serde(default)]
+        number: u8,
+    },
+    Guard {
+        mark: Mark,
+    },
+    Tap {
+        mark: Mark,
+    },
+    Nat {
+        mark: Mark,
+    },
+    Jail {
+        mark: Mark,
+    },
+    Vmm {
+        mark: Mark,
+    },
+    JailedVmm {
+        mark: Mark,
+    },
 }
 
 impl Held {
@@ -138,14 +180,16 @@ impl Held {
     #[must_use]
     pub fn installation(&self) -> &Installation {
         match self {
-            Held::Bridge { installation } => installation,
+            Held::Bridge { installation, .. } => installation,
             Held::VmFolder { mark }
             | Held::Disk { mark }
             | Held::RunFolder { mark }
             | Held::Cgroup { mark }
             | Held::Loop { mark, .. }
             | Held::DmSnapshot { mark }
+            | Held::Guard { mark }
             | Held::Tap { mark }
+            | Held::Nat { mark }
             | Held::Jail { mark }
             | Held::Vmm { mark }
             | Held::JailedVmm { mark } => mark.installation(),
@@ -163,7 +207,9 @@ impl Held {
             | Held::Cgroup { mark }
             | Held::Loop { mark, .. }
             | Held::DmSnapshot { mark }
+            | Held::Guard { mark }
             | Held::Tap { mark }
+            | Held::Nat { mark }
             | Held::Jail { mark }
             | Held::Vmm { mark }
             | Held::JailedVmm { mark } => Some(mark),
@@ -182,7 +228,9 @@ impl Held {
             | Held::Loop { .. }
             | Held::DmSnapshot { .. }
             | Held::Bridge { .. }
+            | Held::Guard { .. }
             | Held::Tap { .. }
+            | Held::Nat { .. }
             | Held::Jail { .. }
             | Held::JailedVmm { .. } => true,
         }
@@ -198,8 +246,12 @@ impl std::fmt::Display for Held {
             Held::Cgroup { mark } => write!(f, "the cgroup of VM {mark}"),
             Held::Loop { mark, role } => write!(f, "the loop device of the {role} of VM {mark}"),
             Held::DmSnapshot { mark } => write!(f, "the snapshot device of VM {mark}"),
-            Held::Bridge { installation } => write!(f, "the bridge of installation {installation}"),
+            Held::Bridge { installation, number } => {
+                write!(f, "the bridge of network {number} of installation {installation}")
+            }
+            Held::Guard { mark } => write!(f, "the network rules of VM {mark}"),
             Held::Tap { mark } => write!(f, "the tap of VM {mark}"),
+            Held::Nat { mark } => write!(f, "the way out of VM {mark}"),
             Held::Jail { mark } => write!(f, "the jail of VM {mark}"),
             Held::Vmm { mark } => write!(f, "the VMM process of VM {mark}"),
             Held::JailedVmm { mark } => write!(f, "the jailed VMM process of VM {mark}"),

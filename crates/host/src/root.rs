@@ -7,13 +7,19 @@ mod bridge;
 mod cgroup;
 mod device_mapper;
 mod dm_snapshot;
+mod guard;
 mod ioctl;
 mod jail;
 mod jailed_vmm;
 mod loop_device;
 mod modules;
+mod nat;
 mod netlink;
+#[cfg(test)]
+mod network_tests;
+mod nft;
 mod remove;
+mod rules;
 mod tap;
 mod trusted;
 mod uevents;
@@ -25,11 +31,15 @@ use std::path::PathBuf;
 use rustix::event::{Timespec, poll};
 
 pub use abilities::{Abilities, abilities};
+pub use bridge::{TakenSubnet, taken_subnets};
 pub use cgroup::Cgroup;
 pub use dm_snapshot::DmSnapshot;
+pub use guard::Guard;
 pub use jail::{DeviceSource, Jail, JailDevice, JailFile};
 pub use jailed_vmm::JailedVmm;
 pub use loop_device::{Loop, LoopRole};
+pub use nat::Nat;
+pub use rules::DNS_PORT;
 pub use tap::Tap;
 pub use trusted::trusted_program;
 
@@ -94,8 +104,10 @@ impl Root {
             Claim::Cgroup(claim) => cgroup::acquire(claim),
             Claim::Loop(claim) => loop_device::acquire(claim, &self.places),
             Claim::DmSnapshot(claim) => dm_snapshot::acquire(claim),
-            Claim::Bridge { installation } => bridge::acquire(installation),
+            Claim::Bridge { installation, network } => bridge::acquire(installation, network),
+            Claim::Guard(claim) => guard::acquire(claim),
             Claim::Tap(claim) => tap::acquire(claim),
+            Claim::Nat(claim) => nat::acquire(claim),
             Claim::Jail(claim) => jail::acquire(claim, &self.places),
             Claim::JailedVmm(claim) => {
                 jailed_vmm::acquire(claim, &self.places, console, &self.children)
@@ -115,11 +127,10 @@ impl Root {
             Held::Cgroup { mark } => cgroup::release(mark),
             Held::Loop { mark, role } => loop_device::release(mark, *role),
             Held::DmSnapshot { mark } => dm_snapshot::release(mark),
-            Held::Bridge { installation } => bridge::release(installation),
-            // The last port takes the bridge with it: its own release may have come before, when this one had failed.
-            Held::Tap { mark } => {
-                tap::release(mark).and_then(|()| bridge::release(mark.installation()))
-            }
+            Held::Bridge { installation, number } => bridge::release(installation, *number),
+            Held::Guard { mark } => guard::release(mark),
+            Held::Tap { mark } => tap::release(mark),
+            Held::Nat { mark } => nat::release(mark),
             Held::Jail { mark } => jail::release(mark, &self.places),
             Held::JailedVmm { mark } => jailed_vmm::release(mark, &self.children),
             Held::VmFolder { .. }
@@ -140,7 +151,13 @@ impl Root {
         held.extend(loop_device::list(installation)?);
         held.extend(dm_snapshot::list(installation)?);
         held.extend(bridge::list(installation)?);
+        // One look for both: each takes a program for each table.
+        let rules = nft::read(installation)
+            .map_err(|e| HostError::new(format!("look for network rules of {installation}"), e))?
+            .rules;
+        held.extend(guard::list(&rules));
         held.extend(tap::list(installation)?);
+        held.extend(nat::list(&rules));
         held.extend(jail::list(installation, &self.places)?);
         held.extend(jailed_vmm::list(installation)?);
         self.children.reap();

@@ -137,7 +137,10 @@ mod tests {
         let text = text(HELPER_UNIT);
         let writable: Vec<&str> =
             settings(&text).filter_map(|(_, line)| line.strip_prefix("ReadWritePaths=")).collect();
-        assert_eq!(writable, [super::super::DATA]);
+        // No part of either is named for itself.
+        let forwarding =
+            "-/proc/sys/net/ipv4/ip_forward -/proc/sys/net/ipv4/conf/all/accept_redirects";
+        assert_eq!(writable, [super::super::DATA, forwarding]);
     }
 
     #[test]

@@ -6,13 +6,14 @@
 
 use std::fs;
 use std::io::Read;
+use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
-use banger_host::{HelperHost, Installation, LocalHost, Mark, Places};
+use banger_host::{HelperHost, Installation, LocalHost, Mark, Network, Places};
 use command_fds::{CommandFdExt, FdMapping};
 
 use super::listener;
@@ -21,6 +22,12 @@ use super::listener;
 pub(crate) const OWNER: u32 = 12_345;
 /// The first user of VMs.
 pub(crate) const UID: u32 = 1_900_000_000;
+
+/// The network of the tests, in a namespace of theirs, and the address of its first VM.
+pub(crate) fn network() -> (Network, Ipv4Addr) {
+    let gateway = Ipv4Addr::new(10, 213, 0, 1);
+    (Network { number: 0, gateway, prefix: 22, mtu: 1500 }, Ipv4Addr::new(10, 213, 0, 2))
+}
 
 /// The program under test: the one that cargo has built, unless it is run on another machine.
 pub(crate) fn program() -> PathBuf {

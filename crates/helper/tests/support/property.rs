@@ -52,6 +52,9 @@ fn harmless(key: &str, value: &Value, mark: &str) {
                 "pids_max" => (8..=4096).contains(&number),
                 "size_bytes" => (1 << 20..=16 << 40).contains(&number) && number % 4096 == 0,
                 "log_limit_bytes" => true,
+                "number" => number < 256,
+                "prefix" => (16..=29).contains(&number),
+                "mtu" => (576..=65_521).contains(&number),
                 _ => false,
             };
             assert!(fits, "{key} {number}");
@@ -81,8 +84,21 @@ fn harmless_text(key: &str, text: &str, mark: &str) {
         "role" => ["image", "disk"].contains(&text),
         "signal" => ["HUP", "INT", "QUIT", "KILL", "TERM"].contains(&text),
         "do" => ["acquire", "release", "list", "signal", "connect"].contains(&text),
+        "gateway" | "address" => {
+            let bytes: Vec<u8> = text.split('.').filter_map(|part| part.parse().ok()).collect();
+            bytes.len() == 4
+                && matches!(bytes[..2], [10, _] | [172, 16..=31] | [192, 168])
+                && !text.contains(|c: char| !c.is_ascii_digit() && c != '.')
+        }
+        // The 8 characters of the mark's VM are 40 bits, those of the installation are all 0.
+        "mac" => {
+            let digit = |c| "0123456789abcdefghjkmnpqrstvwxyz".find(c).expect("a mark's") as u64;
+            let vm = mark[7..].chars().fold(0, |number, c| number * 32 + digit(c));
+            text.replace(':', "") == format!("02{vm:010x}")
+        }
         "kind" => {
-            ["cgroup", "loop", "dm_snapshot", "bridge", "tap", "jail", "jailed_vmm"].contains(&text)
+            let known = ["cgroup", "loop", "dm_snapshot", "bridge", "guard", "tap", "nat", "jail"];
+            known.contains(&text) || text == "jailed_vmm"
         }
         _ => false,
     };

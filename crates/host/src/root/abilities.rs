@@ -1,6 +1,6 @@
 //! What this machine lets root do, for `doctor` and for choosing a storage driver. Looks only, and needs no privilege.
 
-use super::{cgroup, device_mapper, loop_device, tap};
+use super::{cgroup, device_mapper, loop_device, nft, tap};
 
 /// Each is `Err` with the reason when the claims of that kind cannot work here.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,6 +11,8 @@ pub struct Abilities {
     /// cgroup v2 with every controller that limits need.
     pub cgroup: Result<(), String>,
     pub taps: Result<(), String>,
+    /// nft, and what of the kernel our rules need.
+    pub network_rules: Result<(), String>,
 }
 
 /// Looks at this machine.
@@ -23,6 +25,7 @@ pub fn abilities() -> Abilities {
         loop_devices: loop_device::ability(),
         cgroup: cgroup::ability(),
         taps: tap::ability(),
+        network_rules: nft::ability(),
     }
 }
 
@@ -35,6 +38,7 @@ mod tests {
         let found = abilities();
         assert_eq!(found.loop_devices, Ok(()), "the tests of loop devices work here");
         assert_eq!(found.taps, Ok(()), "the tests of taps work here");
+        assert_eq!(found.network_rules, Ok(()), "the tests of rules work here");
         for missing in [found.dm_snapshot, found.cgroup].into_iter().filter_map(Result::err) {
             assert!(missing.len() > 20, "{missing}");
         }

@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::netlink::{self, Link};
-use super::{bridge, pause};
+use super::{bridge, nft, pause};
 use crate::Held;
 use crate::error::HostError;
 use crate::mark::{Installation, Mark};
+use crate::network::Network;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -21,6 +22,8 @@ pub struct Tap {
     pub mark: Mark,
     /// Who may open it, beside root.
     pub uid: u32,
+    /// Whose bridge it is a port of.
+    pub network: Network,
 }
 
 /// How long a killed VMM has to let go of it: freeing the memory of a large guest takes the kernel seconds.
@@ -34,7 +37,14 @@ pub(super) fn acquire(claim: &Tap) -> Result<(), HostError> {
 }
 
 pub(super) fn release(mark: &Mark) -> Result<(), HostError> {
-    remove(mark).map_err(|e| HostError::new(format!("remove the tap of VM {mark}"), e))
+    let removed = || {
+        remove(mark)?;
+        // As below: the tables are kept for a tap that is there without its guard.
+        nft::remove_unused(mark.installation())
+    };
+    removed().map_err(|e| HostError::new(format!("remove the tap of VM {mark}"), e))?;
+    // The last port takes the bridge with it: its own release may have come before, when this one had failed.
+    bridge::release_unused(mark.installation())
 }
 
 pub(super) fn list(installation: &Installation) -> Result<Vec<Held>, HostError> {
@@ -57,13 +67,16 @@ pub(super) fn ability() -> Result<(), String> {
 }
 
 fn make(claim: &Tap) -> io::Result<()> {
-    let bridge = bridge::ensure(claim.mark.installation())?;
+    let bridge = bridge::ensure(claim.mark.installation(), &claim.network)?;
     let name = claim.mark.to_string();
     if netlink::link(&name)?.is_none() {
         create(&name, claim.uid)?;
     }
     let tap = netlink::link(&name)?.ok_or(ErrorKind::NotFound)?;
     check(&tap, claim.uid)?;
+    if tap.mtu != u32::from(claim.network.mtu) {
+        netlink::set_mtu(tap.index, claim.network.mtu)?;
+    }
     match tap.master {
         None => netlink::attach(tap.index, bridge)?,
         Some(there) if there == bridge => {}
@@ -118,6 +131,9 @@ fn no_module(error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), said)
 }
 
+#[cfg(test)]
+pub(super) use kernel::open_there;
+
 /// The calls of linux/if_tun.h.
 mod kernel {
     #![expect(unsafe_code, reason = "ioctl(2) reads what its argument points to")]
@@ -158,7 +174,7 @@ mod kernel {
 
     /// Opens one that is there, as a VMM does.
     #[cfg(test)]
-    pub(super) fn open_there(tun: &File, name: &str) -> io::Result<()> {
+    pub(in crate::root) fn open_there(tun: &File, name: &str) -> io::Result<()> {
         open(tun, name, TAP | NO_PI | VNET_HDR)
     }
 
@@ -192,12 +208,21 @@ mod kernel {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::network::Mac;
     use crate::root::{in_own_network, test_mark};
 
     const UID: u32 = 1_900_000_000;
 
+    fn network() -> Network {
+        Network { number: 0, gateway: [10, 213, 4, 1].into(), prefix: 22, mtu: 1400 }
+    }
+
+    fn tap(mark: &Mark) -> Tap {
+        Tap { mark: mark.clone(), uid: UID, network: network() }
+    }
+
     fn bridge_name(mark: &Mark) -> String {
-        format!("bg{}-net0", mark.installation())
+        network().bridge(mark.installation())
     }
 
     #[test]
@@ -205,9 +230,9 @@ mod tests {
         in_own_network(|| {
             let mark = test_mark();
             let installation = mark.installation().clone();
-            let claim = Tap { mark: mark.clone(), uid: UID };
-            bridge::acquire(&installation).unwrap();
-            bridge::acquire(&installation).unwrap();
+            let claim = tap(&mark);
+            bridge::acquire(&installation, &network()).unwrap();
+            bridge::acquire(&installation, &network()).unwrap();
             acquire(&claim).unwrap();
             acquire(&claim).unwrap();
             let bridge = netlink::link(&bridge_name(&mark)).unwrap().unwrap();
@@ -219,13 +244,13 @@ mod tests {
             assert_eq!(list(&installation).unwrap(), [Held::Tap { mark: mark.clone() }]);
             assert_eq!(bridge::list(&installation).unwrap().len(), 1);
 
-            bridge::release(&installation).unwrap();
+            bridge::release(&installation, 0).unwrap();
             assert_eq!(bridge::list(&installation).unwrap().len(), 1, "a tap is in it");
             release(&mark).unwrap();
             release(&mark).unwrap();
             assert!(list(&installation).unwrap().is_empty());
-            bridge::release(&installation).unwrap();
-            bridge::release(&installation).unwrap();
+            bridge::release(&installation, 0).unwrap();
+            bridge::release(&installation, 0).unwrap();
             assert!(bridge::list(&installation).unwrap().is_empty());
             assert_eq!(netlink::links().unwrap().len(), 1, "only the loopback device is left");
         });
@@ -235,7 +260,7 @@ mod tests {
     fn guests_do_not_see_each_other_and_the_host_has_no_address_of_its_own_making() {
         in_own_network(|| {
             let mark = test_mark();
-            acquire(&Tap { mark: mark.clone(), uid: UID }).unwrap();
+            acquire(&tap(&mark)).unwrap();
             let isolated = format!("/sys/class/net/{mark}/brport/isolated");
             assert_eq!(std::fs::read_to_string(isolated).unwrap(), "1\n");
             let addresses =
@@ -249,9 +274,9 @@ mod tests {
     fn a_tap_makes_the_bridge_that_another_vms_release_has_removed() {
         in_own_network(|| {
             let mark = test_mark();
-            bridge::acquire(mark.installation()).unwrap();
-            bridge::release(mark.installation()).unwrap();
-            acquire(&Tap { mark: mark.clone(), uid: UID }).unwrap();
+            bridge::acquire(mark.installation(), &network()).unwrap();
+            bridge::release(mark.installation(), 0).unwrap();
+            acquire(&tap(&mark)).unwrap();
             assert_eq!(bridge::list(mark.installation()).unwrap().len(), 1);
         });
     }
@@ -260,7 +285,7 @@ mod tests {
     fn a_tap_that_a_program_holds_open_is_removed() {
         in_own_network(|| {
             let mark = test_mark();
-            acquire(&Tap { mark: mark.clone(), uid: UID }).unwrap();
+            acquire(&tap(&mark)).unwrap();
             let held = OpenOptions::new().read(true).write(true).open(TUN).unwrap();
             kernel::open_there(&held, &mark.to_string()).unwrap();
             release(&mark).unwrap();
@@ -273,8 +298,8 @@ mod tests {
         in_own_network(|| {
             let mark = test_mark();
             let name = mark.to_string();
-            netlink::add_bridge(&name).unwrap();
-            let claim = Tap { mark: mark.clone(), uid: UID };
+            netlink::add_bridge(&name, Mac::of(&mark)).unwrap();
+            let claim = tap(&mark);
             assert!(acquire(&claim).is_err(), "a bridge is no tap");
             release(&mark).unwrap();
             assert!(netlink::link(&name).unwrap().is_some(), "it is not ours");
@@ -282,13 +307,13 @@ mod tests {
 
             let other = test_mark();
             create(&other.to_string(), UID + 1).unwrap();
-            assert!(acquire(&Tap { mark: other, uid: UID }).is_err(), "another user's");
+            assert!(acquire(&tap(&other)).is_err(), "another user's");
 
             let third = test_mark();
             create(&third.to_string(), UID).unwrap();
             let index = |name: &str| netlink::link(name).unwrap().unwrap().index;
             netlink::attach(index(&third.to_string()), index(&name)).unwrap();
-            assert!(acquire(&Tap { mark: third, uid: UID }).is_err(), "in another bridge");
+            assert!(acquire(&tap(&third)).is_err(), "in another bridge");
         });
     }
 
@@ -297,9 +322,9 @@ mod tests {
         in_own_network(|| {
             let mark = test_mark();
             create(&bridge_name(&mark), UID).unwrap();
-            assert!(bridge::acquire(mark.installation()).is_err());
-            assert!(acquire(&Tap { mark: mark.clone(), uid: UID }).is_err());
-            bridge::release(mark.installation()).unwrap();
+            assert!(bridge::acquire(mark.installation(), &network()).is_err());
+            assert!(acquire(&tap(&mark)).is_err());
+            bridge::release(mark.installation(), 0).unwrap();
             assert!(bridge::list(mark.installation()).unwrap().is_empty());
             assert!(netlink::link(&bridge_name(&mark)).unwrap().is_some());
         });
@@ -309,9 +334,9 @@ mod tests {
     fn what_was_left_without_a_bridge_or_down_is_completed() {
         in_own_network(|| {
             let mark = test_mark();
-            netlink::add_bridge(&bridge_name(&mark)).unwrap();
+            netlink::add_bridge(&bridge_name(&mark), Mac::of(&mark)).unwrap();
             create(&mark.to_string(), UID).unwrap();
-            acquire(&Tap { mark: mark.clone(), uid: UID }).unwrap();
+            acquire(&tap(&mark)).unwrap();
             let tap = netlink::link(&mark.to_string()).unwrap().unwrap();
             let bridge = netlink::link(&bridge_name(&mark)).unwrap().unwrap();
             assert!(tap.up && bridge.up && tap.master == Some(bridge.index));

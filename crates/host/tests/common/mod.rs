@@ -6,23 +6,32 @@ pub(crate) mod console;
 pub(crate) mod toy;
 
 use std::fs::{self, Permissions};
+use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use banger_host::root::{DeviceSource, Firecracker, JailDevice, JailFile, RootPlaces, abilities};
 use banger_host::{
-    Cgroup, Claim, Held, Installation, Jail, JailedVmm, Loop, LoopRole, Mark, Root, StateFile, Tap,
+    Cgroup, Claim, Guard, Held, Installation, Jail, JailedVmm, Loop, LoopRole, Mac, Mark, Network,
+    Root, StateFile, Tap,
 };
 
 use console::Console;
 
 pub(crate) const SIZE: u64 = 8 << 20;
 
+/// How many there were in this process.
+static WORLDS: AtomicU8 = AtomicU8::new(0);
+
 /// One installation on this machine.
 pub(crate) struct World {
     pub(crate) root: Root,
     pub(crate) folder: tempfile::TempDir,
+    /// This world's own: several are on one host at once.
+    network: Network,
+    addresses: AtomicU8,
 }
 
 /// Runs a test and then releases whatever it has left, also when it fails; nothing of it may stay.
@@ -63,7 +72,11 @@ impl World {
                 jailer: programs.join("jailer"),
             },
         });
-        Self { root, folder }
+        let [.., high, low] = std::process::id().to_be_bytes();
+        let third = low ^ WORLDS.fetch_add(1, Ordering::Relaxed);
+        let gateway = Ipv4Addr::new(10, 128 | high, third, 1);
+        let network = Network { number: 0, gateway, prefix: 24, mtu: 1500 };
+        Self { root, folder, network, addresses: AtomicU8::new(2) }
     }
 
     /// What another daemon or helper on this machine would be.
@@ -78,6 +91,12 @@ impl World {
     pub(crate) fn mark(&self) -> Mark {
         let vm = banger_api::VmId::random().unwrap();
         Mark::new(self.root.places().installation.clone(), vm)
+    }
+
+    /// One that no other VM of this world has.
+    fn address(&self) -> Ipv4Addr {
+        let [a, b, c, _] = self.network.gateway.octets();
+        Ipv4Addr::new(a, b, c, self.addresses.fetch_add(1, Ordering::Relaxed))
     }
 
     pub(crate) fn put(&self, name: &str, bytes: &[u8]) -> StateFile {
@@ -106,12 +125,14 @@ impl World {
             files: vec![JailFile { name: "kernel".into(), source: kernel }],
             devices: vec![device("image", LoopRole::Image), device("disk", LoopRole::Disk)],
         };
+        let (network, address) = (self.network, self.address());
         let claims = vec![
             Claim::Cgroup(cgroup(&mark)),
             Claim::Loop(Loop { mark: mark.clone(), role: LoopRole::Image, file: image }),
             Claim::Loop(Loop { mark: mark.clone(), role: LoopRole::Disk, file: disk }),
-            Claim::Bridge { installation: mark.installation().clone() },
-            Claim::Tap(Tap { mark: mark.clone(), uid }),
+            Claim::Bridge { installation: mark.installation().clone(), network },
+            Claim::Guard(Guard { mark: mark.clone(), network, address, mac: Mac::of(&mark) }),
+            Claim::Tap(Tap { mark: mark.clone(), uid, network }),
             Claim::Jail(jail),
         ];
         ToyVm { vmm: JailedVmm { mark: mark.clone(), uid, log_limit_bytes: 1 << 20 }, mark, claims }

@@ -1,0 +1,61 @@
+//! What may come from a VM's network device: frames with the VM's own addresses, to those whom the rules let it reach
+//! ([`super::rules`]). An element of a set; it is made before the tap and goes after it, so no frame is unguarded; a tap that
+//! stays behind passes nothing.
+
+use std::io;
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+
+use super::rules::Rules;
+use super::{nat, nft};
+use crate::Held;
+use crate::error::HostError;
+use crate::mark::Mark;
+use crate::network::{Mac, Network};
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Guard {
+    pub mark: Mark,
+    pub network: Network,
+    /// What the VM may call itself.
+    pub address: Ipv4Addr,
+    /// [`Mac::of`] the mark.
+    pub mac: Mac,
+}
+
+pub(super) fn acquire(claim: &Guard) -> Result<(), HostError> {
+    nft::change(claim.mark.installation(), |rules| insert(rules, claim))
+        .map(drop)
+        .map_err(|e| HostError::new(format!("make the network rules of VM {}", claim.mark), e))
+}
+
+pub(super) fn release(mark: &Mark) -> Result<(), HostError> {
+    let remove = || {
+        let left = nft::change(mark.installation(), |rules| {
+            rules.guards.remove(mark);
+            Ok(())
+        })?;
+        nat::settle(mark.installation(), &left)
+    };
+    remove().map_err(|e| HostError::new(format!("remove the network rules of VM {mark}"), e))
+}
+
+/// Those that the tables have.
+pub(super) fn list(rules: &Rules) -> impl Iterator<Item = Held> {
+    rules.guards.keys().map(|mark| Held::Guard { mark: mark.clone() })
+}
+
+fn insert(rules: &mut Rules, claim: &Guard) -> io::Result<()> {
+    let wanted = (claim.mac, claim.address);
+    let other = rules.guards.iter().find(|(mark, there)| {
+        if **mark == claim.mark { **there != wanted } else { there.1 == claim.address }
+    });
+    if let Some((mark, (mac, address))) = other {
+        let said = format!("VM {mark} is known as {address} with {mac} already");
+        return Err(io::Error::other(said));
+    }
+    rules.guards.insert(claim.mark.clone(), wanted);
+    Ok(())
+}

@@ -1,0 +1,468 @@
+//! What our two nftables tables say (nft(8), libnftables-json(5)): the rules, which are the same for every VM, and the sets,
+//! which say for which VMs. Pure: from rules to JSON and back.
+//!
+//! ```text
+//! guest ─► tap ─► table bridge bgXXXX ─► bridge ─┬─► table inet bgXXXX, input ────► the host
+//!                 is it who it says it is?       └─► table inet bgXXXX, forward ──► as the host, to the world
+//! ```
+//! An element of a set holds the mark of its VM, so what is there can be listed and undone by marks alone. Tables of others
+//! are neither read nor changed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use serde_json::{Value, json};
+
+use crate::mark::{Installation, Mark};
+use crate::network::Mac;
+
+/// Where the daemon answers guests' questions for names, on the gateway's address; they ask port 53.
+pub const DNS_PORT: u16 = 42069;
+
+/// The families that we have a table in, as nft calls them and as the kernel does (linux/netfilter.h).
+pub(super) const FAMILIES: [(&str, u8); 2] = [("inet", INET), ("bridge", 7)];
+pub(super) const INET: u8 = 1;
+
+/// For which VMs, and what the host was like before.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Rules {
+    /// Who a VM is.
+    pub(super) guards: BTreeMap<Mark, (Mac, Ipv4Addr)>,
+    /// Whose packets leave the host.
+    pub(super) ways_out: BTreeMap<Mark, Ipv4Addr>,
+    /// What the host was before the first way out, where it did not forward. Kept in the table, so that whoever undoes the
+    /// last one knows.
+    pub(super) before: Option<Before>,
+}
+
+/// Settings of a host that does not forward, which a host that does loses (`inet_forward_change` of the kernel's
+/// net/ipv4/devinet.c).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Before {
+    /// `net.ipv4.conf.all.accept_redirects`.
+    pub(super) accepted_redirects: bool,
+    /// Devices that were set to forward by themselves.
+    pub(super) forwarding: BTreeSet<String>,
+}
+
+impl Rules {
+    /// Whether nothing needs the tables.
+    pub(super) fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// What is there.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Found {
+    pub(super) rules: Rules,
+    /// Whether there is a table of ours.
+    pub(super) is_there: bool,
+    /// Whether both tables say what this version writes.
+    pub(super) is_current: bool,
+}
+
+/// The names of chains without rules, each of which is there when it is so: the host did not forward; it did not accept
+/// redirects either.
+pub(super) const MEMORY: &str = "did_not_forward";
+const NO_REDIRECTS: &str = "accepted_no_redirects";
+
+/// The name of both tables.
+pub(super) fn table(installation: &Installation) -> String {
+    format!("bg{installation}")
+}
+
+/// Whose table that is, by its name.
+pub(super) fn whose(table: &str) -> Option<Installation> {
+    table.strip_prefix("bg").and_then(Installation::parse)
+}
+
+/// Reads what nft lists of our tables; one that is not there is missing.
+pub(super) fn read(installation: &Installation, listings: &[Value]) -> Found {
+    let mut rules = Rules::default();
+    let (mut objects, mut memories, mut forwarding) = (Vec::new(), Vec::new(), BTreeSet::new());
+    for object in listings.iter().filter_map(|listing| listing["nftables"].as_array()).flatten() {
+        let Some((kind, body)) = object.as_object().and_then(|object| object.iter().next()) else {
+            continue;
+        };
+        match kind.as_str() {
+            "metainfo" | "table" => continue,
+            "chain" if body["name"] == MEMORY || body["name"] == NO_REDIRECTS => {
+                memories.push(body["name"].clone());
+                continue;
+            }
+            "set" if body["name"] == FORWARDING[1] => {
+                let names = body["elem"].as_array().into_iter().flatten();
+                forwarding.extend(names.filter_map(Value::as_str).map(str::to_owned));
+            }
+            "set" => {
+                for element in body["elem"].as_array().into_iter().flatten() {
+                    read_element(element, &mut rules);
+                }
+            }
+            _ => {}
+        }
+        let mut body = body.clone();
+        for own in ["handle", "elem"] {
+            body.as_object_mut().map(|body| body.remove(own));
+        }
+        objects.push(json!({ kind: body }));
+    }
+    if memories.iter().any(|name| name == MEMORY) {
+        let accepted_redirects = !memories.iter().any(|name| name == NO_REDIRECTS);
+        rules.before = Some(Before { accepted_redirects, forwarding });
+    }
+    let is_current = objects == written(installation);
+    Found { rules, is_there: !listings.is_empty(), is_current }
+}
+
+/// `"10.213.0.2"` with a mark as its comment, or a mark, a hardware address and an address.
+fn read_element(element: &Value, rules: &mut Rules) {
+    let whole = &element["elem"];
+    let mark = |text: &Value| text.as_str().and_then(Mark::parse);
+    let address = |text: &Value| text.as_str().and_then(|text| text.parse().ok());
+    if let (Some(mark), Some(address)) = (mark(&whole["comment"]), address(&whole["val"])) {
+        rules.ways_out.insert(mark, address);
+        return;
+    }
+    let parts = element["concat"].as_array().map(Vec::as_slice);
+    if let Some([name, mac, last]) = parts {
+        let mac = mac.as_str().and_then(Mac::parse);
+        if let (Some(mark), Some(mac), Some(address)) = (mark(name), mac, address(last)) {
+            rules.guards.insert(mark, (mac, address));
+        }
+    }
+}
+
+/// What makes of `found` what is wanted, all of it at once or nothing. `None` when it is so. `taps_left`: whether a tap of
+/// this installation is there; as long as one is, the tables are too, since what has no guard passes nothing by them.
+pub(super) fn change(
+    installation: &Installation,
+    found: &Found,
+    wanted: &Rules,
+    taps_left: bool,
+) -> Option<Value> {
+    let there = &found.rules;
+    if wanted.is_empty() && !found.is_there {
+        return None;
+    }
+    if wanted.is_empty() && !taps_left {
+        return Some(commands(without(installation)));
+    }
+    if !found.is_current {
+        return Some(commands(whole(installation, wanted)));
+    }
+    let mut all = Vec::new();
+    for (verb, from, to) in [("delete", there, wanted), ("add", wanted, there)] {
+        let guards = from.guards.iter().filter(|(mark, who)| to.guards.get(mark) != Some(who));
+        let ways_out = from.ways_out.iter().filter(|(mark, at)| to.ways_out.get(mark) != Some(at));
+        let senders = elements(installation, &SENDERS, guards.map(sender).collect());
+        let ways_out = elements(installation, &WAYS_OUT, ways_out.map(way_out).collect());
+        let before = from.before.iter().filter(|before| to.before.as_ref() != Some(before));
+        let before = before.flat_map(|before| memory(installation, before));
+        let changed = [senders, ways_out].into_iter().flatten().chain(before);
+        all.extend(changed.map(|it| json!({ verb: it })));
+    }
+    (!all.is_empty()).then(|| commands(all))
+}
+
+/// Everything anew: the old tables go in the same transaction, so that no packet passes between them.
+fn whole(installation: &Installation, rules: &Rules) -> Vec<Value> {
+    let mut all = without(installation);
+    let table = table(installation);
+    let tables =
+        FAMILIES.map(|(family, _)| json!({ "table": { "family": family, "name": table } }));
+    let senders = elements(installation, &SENDERS, rules.guards.iter().map(sender).collect());
+    let ways_out = elements(installation, &WAYS_OUT, rules.ways_out.iter().map(way_out).collect());
+    let before = rules.before.iter().flat_map(|before| memory(installation, before));
+    let contents = [senders, ways_out].into_iter().flatten().chain(before);
+    let added = tables.into_iter().chain(written(installation)).chain(contents);
+    all.extend(added.map(|it| json!({ "add": it })));
+    all
+}
+
+/// A table that is not there cannot be removed, so it is made first.
+fn without(installation: &Installation) -> Vec<Value> {
+    let tables = FAMILIES
+        .map(|(family, _)| json!({ "table": { "family": family, "name": table(installation) } }));
+    tables.into_iter().flat_map(|it| [json!({ "add": it }), json!({ "delete": it })]).collect()
+}
+
+fn commands(all: Vec<Value>) -> Value {
+    json!({ "nftables": all })
+}
+
+/// A set's family and name.
+const SENDERS: [&str; 2] = ["bridge", "senders"];
+const WAYS_OUT: [&str; 2] = ["inet", "ways_out"];
+/// No rule asks for it: it is what [`Before::forwarding`] is kept in.
+const FORWARDING: [&str; 2] = ["inet", "forwarding"];
+
+fn elements(installation: &Installation, set: &[&str; 2], all: Vec<Value>) -> Option<Value> {
+    let [family, name] = set;
+    let table = table(installation);
+    (!all.is_empty()).then(
+        || json!({ "element": { "family": family, "table": table, "name": name, "elem": all } }),
+    )
+}
+
+fn sender((mark, (mac, address)): (&Mark, &(Mac, Ipv4Addr))) -> Value {
+    json!({ "concat": [mark, mac, address] })
+}
+
+fn way_out((mark, address): (&Mark, &Ipv4Addr)) -> Value {
+    json!({ "elem": { "val": address, "comment": mark } })
+}
+
+fn memory(installation: &Installation, before: &Before) -> Vec<Value> {
+    let table = Table { family: "inet", name: table(installation) };
+    let mut all = vec![table.chain(MEMORY)];
+    if !before.accepted_redirects {
+        all.push(table.chain(NO_REDIRECTS));
+    }
+    let names = before.forwarding.iter().map(|name| json!(name)).collect();
+    all.extend(elements(installation, &FORWARDING, names));
+    all
+}
+
+/// Sets, chains and rules of both tables, in the order and the words that nft lists them in: what differs is written anew.
+fn written(installation: &Installation) -> Vec<Value> {
+    [inet(installation), bridge(installation)].concat()
+}
+
+/// What guests send the host, and through it.
+fn inet(installation: &Installation) -> Vec<Value> {
+    let table = Table { family: "inet", name: table(installation) };
+    let bridges = format!("bg{installation}-net*");
+    let from_guest = || meta("iifname", "==", &bridges);
+    let to_guest = || meta("oifname", "==", &bridges);
+    // The address that the host has on the device that it comes in by: the gateway's.
+    let to_gateway = || {
+        let fib = json!({ "fib": { "result": "type", "flags": ["daddr", "iif"] } });
+        matches(&fib, "==", "local")
+    };
+    let port = |protocol, port: u16| matches(&payload(protocol, "dport"), "==", port);
+    let redirected = || matches(&json!({ "ct": { "key": "status" } }), "in", "dnat");
+    let answers =
+        || matches(&json!({ "ct": { "key": "state" } }), "in", json!(["established", "related"]));
+    let may_leave = |field| matches(&payload("ip", field), "==", "@ways_out");
+    let link_local = json!({ "prefix": { "addr": "169.254.0.0", "len": 16 } });
+    let to = |chain| json!({ "goto": { "target": chain } });
+    let forbidden = || json!({ "reject": { "type": "icmpx", "expr": "admin-prohibited" } });
+    let accept = || json!({ "accept": null });
+    let dns = || json!({ "redirect": { "port": DNS_PORT } });
+
+    let mut all = vec![
+        table.set("ways_out", json!("ipv4_addr")),
+        table.set("forwarding", json!("ifname")),
+        // Before other people's translations of the same packets: the first that takes one has it.
+        table.hook("prerouting", "nat", -110),
+        table.hook("input", "filter", 0),
+        table.hook("forward", "filter", 0),
+        table.hook("postrouting", "nat", 100),
+        table.chain("guest_to_host"),
+        table.chain("guest_to_world"),
+        table.chain("world_to_guest"),
+    ];
+    let rules = [
+        ("prerouting", vec![from_guest(), to_gateway(), port("udp", 53), dns()]),
+        ("prerouting", vec![from_guest(), to_gateway(), port("tcp", 53), dns()]),
+        ("input", vec![from_guest(), to("guest_to_host")]),
+        ("forward", vec![from_guest(), to("guest_to_world")]),
+        ("forward", vec![to_guest(), to("world_to_guest")]),
+        (
+            "postrouting",
+            vec![
+                may_leave("saddr"),
+                meta("oifname", "!=", &bridges),
+                json!({ "masquerade": null }),
+            ],
+        ),
+        ("guest_to_host", vec![answers(), accept()]),
+        ("guest_to_host", vec![redirected(), port("udp", DNS_PORT), accept()]),
+        ("guest_to_host", vec![redirected(), port("tcp", DNS_PORT), accept()]),
+        (
+            "guest_to_host",
+            vec![to_gateway(), matches(&payload("icmp", "type"), "==", "echo-request"), accept()],
+        ),
+        (
+            "guest_to_host",
+            vec![meta("l4proto", "==", "tcp"), json!({ "reject": { "type": "tcp reset" } })],
+        ),
+        (
+            "guest_to_host",
+            vec![json!({ "reject": { "type": "icmpx", "expr": "port-unreachable" } })],
+        ),
+        // One guest to another: their ports are isolated, and the host answers in the other's place.
+        ("guest_to_world", vec![to_guest(), forbidden()]),
+        ("guest_to_world", vec![matches(&payload("ip", "daddr"), "==", link_local), forbidden()]),
+        ("guest_to_world", vec![may_leave("saddr"), accept()]),
+        ("guest_to_world", vec![forbidden()]),
+        ("world_to_guest", vec![may_leave("daddr"), answers(), accept()]),
+        ("world_to_guest", vec![forbidden()]),
+    ];
+    all.extend(rules.into_iter().map(|(chain, rule)| table.rule(chain, rule)));
+    all
+}
+
+/// What a guest may call itself. Everything is dropped that is neither IPv4 nor ARP of the VM's own addresses, whatever
+/// device of ours it comes in by: a tap that no guard was made for passes nothing.
+fn bridge(installation: &Installation) -> Vec<Value> {
+    let table = Table { family: "bridge", name: table(installation) };
+    let taps = format!("bg{installation}-*");
+    let from_guest = || meta("iifname", "==", &taps);
+    let are_its_own = |mac: Value, address: Value| {
+        let parts = [json!({ "meta": { "key": "iifname" } }), mac, address];
+        matches(&json!({ "concat": parts }), "==", "@senders")
+    };
+    let sender = || payload("ether", "saddr");
+    let arp = |field, value: Value| matches(&payload("arp", field), "==", value);
+    let ether_type = |op, kind: Value| matches(&payload("ether", "type"), op, kind);
+    let to = |chain| json!({ "goto": { "target": chain } });
+    let drop = || json!({ "drop": null });
+    let accept = || json!({ "accept": null });
+
+    let mut all = vec![
+        table.set("senders", json!(["ifname", "ether_addr", "ipv4_addr"])),
+        table.hook("prerouting", "filter", -200),
+        table.hook("forward", "filter", -200),
+        table.chain("guest"),
+        table.chain("guest_arp"),
+    ];
+    let rules = [
+        ("prerouting", vec![from_guest(), to("guest")]),
+        ("forward", vec![from_guest(), drop()]),
+        // As the frame has it: one with a VLAN tag is neither.
+        ("guest", vec![ether_type("!=", json!({ "set": ["ip", "arp"] })), drop()]),
+        ("guest", vec![are_its_own(sender(), payload("ip", "saddr")), accept()]),
+        ("guest", vec![ether_type("==", json!("arp")), to("guest_arp")]),
+        ("guest", vec![drop()]),
+        (
+            "guest_arp",
+            vec![
+                arp("htype", json!(1)),
+                arp("ptype", json!("ip")),
+                arp("hlen", json!(6)),
+                arp("plen", json!(4)),
+                arp("operation", json!({ "set": ["request", "reply"] })),
+                are_its_own(sender(), payload("arp", "saddr ip")),
+                are_its_own(payload("arp", "saddr ether"), payload("arp", "saddr ip")),
+                accept(),
+            ],
+        ),
+        ("guest_arp", vec![drop()]),
+    ];
+    all.extend(rules.into_iter().map(|(chain, rule)| table.rule(chain, rule)));
+    all
+}
+
+#[derive(Debug)]
+struct Table {
+    family: &'static str,
+    name: String,
+}
+
+impl Table {
+    fn set(&self, name: &str, kind: Value) -> Value {
+        json!({ "set": { "family": self.family, "table": self.name, "name": name, "type": kind } })
+    }
+
+    fn chain(&self, name: &str) -> Value {
+        json!({ "chain": { "family": self.family, "table": self.name, "name": name } })
+    }
+
+    fn hook(&self, hook: &str, kind: &str, priority: i32) -> Value {
+        json!({ "chain": {
+            "family": self.family, "table": self.name, "name": hook,
+            "type": kind, "hook": hook, "prio": priority, "policy": "accept",
+        } })
+    }
+
+    fn rule(&self, chain: &str, expressions: Vec<Value>) -> Value {
+        json!({ "rule": {
+            "family": self.family, "table": self.name, "chain": chain, "expr": expressions,
+        } })
+    }
+}
+
+fn matches(left: &Value, op: &str, right: impl Into<Value>) -> Value {
+    json!({ "match": { "op": op, "left": left, "right": right.into() } })
+}
+
+fn meta(key: &str, op: &str, value: &str) -> Value {
+    matches(&json!({ "meta": { "key": key } }), op, value)
+}
+
+fn payload(protocol: &str, field: &str) -> Value {
+    json!({ "payload": { "protocol": protocol, "field": field } })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn installation() -> Installation {
+        Installation::parse("0000").unwrap()
+    }
+
+    fn vm(number: u8) -> (Mark, (Mac, Ipv4Addr)) {
+        let mark = Mark::parse(&format!("bg0000-0000000{number}")).unwrap();
+        let mac = Mac::of(&mark);
+        (mark, (mac, Ipv4Addr::new(10, 213, 0, number)))
+    }
+
+    /// With guards for the first ones and a way out for the second.
+    fn rules(guards: u8) -> Rules {
+        let mut rules = Rules { guards: (2..2 + guards).map(vm).collect(), ..Rules::default() };
+        let (mark, (_, address)) = vm(3);
+        rules.ways_out.insert(mark, address);
+        let forwarding = ["eth1".to_owned()].into();
+        rules.before = Some(Before { accepted_redirects: false, forwarding });
+        rules
+    }
+
+    /// One command a line.
+    fn text(change: &Value) -> String {
+        change["nftables"].as_array().unwrap().iter().map(|line| format!("{line}\n")).collect()
+    }
+
+    #[test]
+    fn what_is_written_is_what_the_snapshot_says() {
+        let change = change(&installation(), &Found::default(), &rules(2), true).unwrap();
+        assert_eq!(text(&change), include_str!("snapshots/rules.txt"));
+    }
+
+    #[test]
+    fn one_vm_more_or_less_is_one_element_and_the_last_takes_the_tables() {
+        let found = |rules| Found { rules, is_there: true, is_current: true };
+        let change = |from, to: &Rules| change(&installation(), &found(from), to, false);
+        assert_eq!(change(rules(2), &rules(2)), None);
+        let element = r#"{"element":{"elem":[{"concat":["bg0000-00000004","02:00:00:00:00:04","10.213.0.4"]}],"family":"bridge","name":"senders","table":"bg0000"}}"#;
+        let added = change(rules(2), &rules(3)).unwrap();
+        assert_eq!(text(&added), format!("{{\"add\":{element}}}\n"));
+        let deleted = change(rules(3), &rules(2)).unwrap();
+        assert_eq!(text(&deleted), format!("{{\"delete\":{element}}}\n"));
+        let gone = text(&change(rules(3), &Rules::default()).unwrap());
+        assert_eq!(gone.matches("\"delete\":{\"table\"").count(), 2, "{gone}");
+    }
+
+    #[test]
+    fn what_is_listed_strangely_is_no_vms_and_not_current() {
+        for listing in [
+            json!(null),
+            json!([]),
+            json!({ "nftables": 7 }),
+            json!({ "nftables": [null, 7, {}, { "set": null }, { "chain": [] }] }),
+            json!({ "nftables": [{ "set": { "name": "senders", "elem": [
+                7, null, "eth0", { "elem": { "val": "10.0.0.1", "comment": "hello" } },
+                { "elem": { "val": "nowhere", "comment": "bg0000-00000000" } },
+                { "concat": ["eth0", "02:00:00:00:00:00", "10.0.0.1"] },
+                { "concat": ["bg0000-00000000", "02:00:00:00:00:00"] },
+            ] } }] }),
+        ] {
+            let found = read(&installation(), std::slice::from_ref(&listing));
+            assert_eq!(found.rules, Rules::default(), "{listing}");
+            assert!(found.is_there && !found.is_current, "{listing}");
+        }
+    }
+}
