@@ -1,14 +1,15 @@
 //! PID 1 of the initramfs, up to the moment when it becomes the image's init, or goes on as PID 1 itself.
 //!
 //! ```text
-//! /init ── modules, disks, root, names ──┬── starts @banger-agent (serves the host; outlives the init's shutdown)
-//!                                        └── becomes the image's init, or pid1.rs if there is none
+//! /init ── modules, disks, root, network, names ──┬── starts @banger-agent (serves the host; outlives the init's shutdown)
+//!                                                 └── becomes the image's init, or pid1.rs if there is none
 //! ```
 //!
 //! Whatever fails here is fatal: a line on the console, then the machine goes off.
 
 use std::convert::Infallible;
 use std::ffi::OsString;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::{fs, io};
 
@@ -22,7 +23,7 @@ use crate::root::{self, RootError};
 use crate::spawn::{self, Inheritance};
 use crate::uevents::Uevents;
 use crate::vsock::{self, VsockError};
-use crate::{console, shutdown};
+use crate::{console, network, shutdown};
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BootError {
@@ -69,11 +70,13 @@ fn boot() -> Result<Infallible, BootError> {
     }
     root::assemble(&cmdline, &uevents)?;
     root::enter()?;
-    name_guest(&cmdline);
     let listener = match cmdline.channel {
         Channel::Serial => None,
         Channel::Vsock => Some(vsock::open(modules.as_ref())?),
     };
+    // After vsock, which has to do something before what is loaded here.
+    let net = cmdline.net.filter(|net| network::set_up(net, modules.as_ref(), &uevents));
+    name_guest(cmdline.name.as_deref(), net.map(|net| net.address));
     let inheritance = Inheritance { modules, listener };
     match image_init(&cmdline.init) {
         Some(init) => become_init(init, inheritance),
@@ -83,9 +86,9 @@ fn boot() -> Result<Infallible, BootError> {
 }
 
 /// A guest without its name is odd but whole.
-fn name_guest(cmdline: &Cmdline) {
+fn name_guest(name: Option<&str>, address: Option<Ipv4Addr>) {
     let done: [Result<(), Box<dyn std::error::Error>>; 2] = [
-        names::set(cmdline.name.as_deref()).map_err(|error: NameError| error.into()),
+        names::set(name, address).map_err(|error: NameError| error.into()),
         loopback::up().map_err(|error: LoopbackError| error.into()),
     ];
     for error in done.into_iter().filter_map(Result::err) {

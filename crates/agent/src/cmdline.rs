@@ -7,7 +7,11 @@
 //! banger.channel=serial|vsock    how the host is reached; serial unless said
 //! banger.drives=A,B              which drive is which, in the order of their devices; by their serials unless said
 //! banger.off=power|restart       how this machine is turned off; by its power unless said
+//! banger.net=…                   its network (banger_api::guest_net); none unless said
 //! ```
+
+use banger_api::GuestNet;
+use banger_api::guest_net::{self, NoGuestNet};
 
 /// How the root is made of the disks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,14 +48,15 @@ pub(crate) struct Cmdline {
     /// The names of the drives, where their devices have no serials of ours.
     pub(crate) drives: Option<Vec<String>>,
     pub(crate) off: Off,
+    pub(crate) net: Option<GuestNet>,
 }
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the kernel's command line says {word}={value}, which is neither {} nor {}", known[0], known[1])]
-pub(crate) struct UnknownValue {
-    word: &'static str,
-    value: String,
-    known: [&'static str; 2],
+pub(crate) enum UnknownValue {
+    #[error("the kernel's command line says {word}={value}, which is neither {} nor {}", known[0], known[1])]
+    Word { word: &'static str, value: String, known: [&'static str; 2] },
+    #[error("the kernel's command line says no network")]
+    Net(#[from] NoGuestNet),
 }
 
 impl Cmdline {
@@ -63,6 +68,7 @@ impl Cmdline {
             channel: Channel::Serial,
             drives: None,
             off: Off::Power,
+            net: None,
         };
         for word in text.split_ascii_whitespace() {
             let Some((word, value)) = word.split_once('=') else { continue };
@@ -84,6 +90,7 @@ impl Cmdline {
                 "banger.drives" => {
                     cmdline.drives = Some(value.split(',').map(str::to_owned).collect());
                 }
+                guest_net::WORD => cmdline.net = Some(GuestNet::parse(value)?),
                 _ => {}
             }
         }
@@ -97,7 +104,7 @@ fn one_of<T: Copy>(
     known: [(&'static str, T); 2],
 ) -> Result<T, UnknownValue> {
     let found = known.iter().find(|(name, _)| *name == value).map(|&(_, means)| means);
-    found.ok_or_else(|| UnknownValue {
+    found.ok_or_else(|| UnknownValue::Word {
         word,
         value: value.to_owned(),
         known: known.map(|(name, _)| name),
@@ -119,7 +126,7 @@ mod tests {
     fn our_words_are_found_among_the_kernels() {
         let cmdline = Cmdline::parse(
             "quiet banger.root=disk console=ttyS0 banger.name=box banger.init=agent banger.channel=vsock \
-             banger.drives=banger-root,banger-disk banger.off=restart\n",
+             banger.drives=banger-root,banger-disk banger.off=restart banger.net=10.0.0.2/24,10.0.0.1,1500\n",
         )
         .unwrap();
         assert_eq!(
@@ -131,6 +138,7 @@ mod tests {
                 channel: Channel::Vsock,
                 drives: Some(vec!["banger-root".into(), "banger-disk".into()]),
                 off: Off::Restart,
+                net: Some(GuestNet::parse("10.0.0.2/24,10.0.0.1,1500").unwrap()),
             }
         );
     }
@@ -147,6 +155,7 @@ mod tests {
                 channel: Channel::Serial,
                 drives: None,
                 off: Off::Power,
+                net: None,
             }
         );
     }
@@ -161,5 +170,7 @@ mod tests {
             let error = Cmdline::parse(text).unwrap_err().to_string();
             assert!(error.ends_with(expected), "{error}");
         }
+        let net = Cmdline::parse("banger.net=dhcp").unwrap_err();
+        assert_eq!(net, UnknownValue::Net(NoGuestNet("dhcp".into())));
     }
 }

@@ -90,9 +90,9 @@ fn by_place(blocks: &Path, place: usize, count: usize) -> io::Result<Option<Disk
     }
 }
 
-/// The N of the device `virtioN` behind a block device (`register_virtio_device` in drivers/virtio/virtio.c).
-fn virtio_number(block: &Path) -> Option<u32> {
-    let device = fs::read_link(block.join("device")).ok()?;
+/// The N of the device `virtioN` behind a block or network device of sysfs (`register_virtio_device` in drivers/virtio/virtio.c).
+pub(crate) fn virtio_number(device: &Path) -> Option<u32> {
+    let device = fs::read_link(device.join("device")).ok()?;
     device.file_name()?.to_str()?.strip_prefix("virtio")?.parse().ok()
 }
 

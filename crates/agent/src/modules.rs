@@ -1,7 +1,8 @@
 //! Loads the kernel modules that the kernel's own cpio brought, in the order that its list says.
 //!
 //! `list` has one line per module, `boot FILE` or `late FILE`: what the disks and the port need, and what can wait until
-//! the guest is ready. A host that comes by vsock needs some of the late ones before (vsock.rs). A loaded module's file is
+//! the guest is ready. A host that comes by vsock needs some of the late ones before (vsock.rs), and so does a guest with a
+//! network (network.rs). A loaded module's file is
 //! removed, since the initramfs is memory.
 
 use std::fs::File;
@@ -14,7 +15,7 @@ use rustix::io::Errno;
 const FOLDER: &str = "/lib/banger/modules";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum When {
+enum When {
     Boot,
     Late,
 }
@@ -53,24 +54,47 @@ pub(crate) fn load_late(
     mut failed: impl FnMut(ModuleError),
 ) -> Result<(), ModuleError> {
     for file in files(folder, When::Late)? {
-        match load_one(folder, &file) {
-            // One that is loaded already, by vsock.rs or by a server that was here before us, is gone.
-            Err(ModuleError::Load { cause, .. }) if cause.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => failed(error),
-            Ok(()) => {}
+        if let Err(error) = load_if_there(folder, &file) {
+            failed(error);
         }
     }
     Ok(())
 }
 
+/// As [`load_one`]; one that is loaded already, by vsock.rs, network.rs or a server that was here before us, is gone.
+pub(crate) fn load_if_there(folder: &OwnedFd, file: &str) -> Result<(), ModuleError> {
+    match load_one(folder, file) {
+        Err(ModuleError::Load { cause, .. }) if cause.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done,
+    }
+}
+
 /// The files of the modules of that time, in the order in which they load.
-pub(crate) fn files(folder: &OwnedFd, when: When) -> Result<Vec<String>, ModuleError> {
+fn files(folder: &OwnedFd, when: When) -> Result<Vec<String>, ModuleError> {
     let mut text = String::new();
     let list = openat(folder, "list", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
     list.map_err(io::Error::from)
         .and_then(|list| File::from(list).read_to_string(&mut text))
         .map_err(ModuleError::List)?;
     Ok(parse(&text, when)?.into_iter().map(str::to_owned).collect())
+}
+
+/// The late modules up to that one, which those that it depends on precede; `None` when the kernel does not have it as a
+/// module. Its file's name may have either sign.
+pub(crate) fn late_up_to(
+    folder: &OwnedFd,
+    module: &str,
+) -> Result<Option<Vec<String>>, ModuleError> {
+    Ok(up_to(files(folder, When::Late)?, module))
+}
+
+fn up_to(mut files: Vec<String>, module: &str) -> Option<Vec<String>> {
+    let is_it = |file: &String| {
+        file.strip_suffix(".ko").is_some_and(|name| name.replace('-', "_") == module)
+    };
+    let place = files.iter().position(is_it)?;
+    files.truncate(place + 1);
+    Some(files)
 }
 
 fn parse(text: &str, wanted: When) -> Result<Vec<&str>, ModuleError> {
@@ -111,6 +135,14 @@ mod tests {
         let text = "boot virtio_ring.ko\nlate nft.ko\nboot virtio.ko\n";
         assert_eq!(parse(text, When::Boot).unwrap(), ["virtio_ring.ko", "virtio.ko"]);
         assert_eq!(parse(text, When::Late).unwrap(), ["nft.ko"]);
+    }
+
+    #[test]
+    fn a_late_module_comes_with_those_before_it() {
+        let files = ["vsock.ko", "net_failover.ko", "virtio-net.ko", "fuse.ko"].map(String::from);
+        let found = |module| up_to(files.to_vec(), module);
+        assert_eq!(found("virtio_net").unwrap(), files[..3]);
+        assert_eq!(found("virtio_rng"), None);
     }
 
     #[test]

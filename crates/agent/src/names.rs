@@ -1,9 +1,11 @@
-//! The guest's name: the kernel's, `/etc/hostname`, and a line in `/etc/hosts` so that it resolves without a network.
-//!
-//! Runs inside the new root, so no symlink of the image leads out of it; a file is replaced, never written through.
+//! The guest's name: the kernel's, `/etc/hostname`, and a line in `/etc/hosts` so that it resolves without anybody's help:
+//! to the guest's own address if it has one, under the name that others know it by first (`hostname -f` says that).
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::net::Ipv4Addr;
+use std::path::Path;
+
+use crate::replaced::{WriteError, make_hold};
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NameError {
@@ -13,43 +15,26 @@ pub(crate) enum NameError {
         #[source]
         cause: io::Error,
     },
-    #[error("cannot write {path}")]
-    Write {
-        path: PathBuf,
-        #[source]
-        cause: io::Error,
-    },
+    #[error("the guest's name is not written down")]
+    Write(#[from] WriteError),
 }
 
 /// Marks the line that is ours, so that a renamed guest does not keep its old names.
 const MARK: &str = "# banger";
 
-pub(crate) fn set(name: Option<&str>) -> Result<(), NameError> {
+/// What the host's DNS server has VMs' names below.
+const ZONE: &str = "vm";
+
+pub(crate) fn set(name: Option<&str>, address: Option<Ipv4Addr>) -> Result<(), NameError> {
     if let Some(name) = name {
         rustix::system::sethostname(name.as_bytes())
             .map_err(|errno| NameError::Hostname { name: name.to_owned(), cause: errno.into() })?;
         make_hold(Path::new("/etc/hostname"), |_| format!("{name}\n"))?;
     }
-    make_hold(Path::new("/etc/hosts"), |old| hosts(old, name))
+    Ok(make_hold(Path::new("/etc/hosts"), |old| hosts(old, name, address))?)
 }
 
-/// Replaces the file unless it holds the text already. An image without the folder needs no such file.
-fn make_hold(path: &Path, text: impl Fn(&str) -> String) -> Result<(), NameError> {
-    let failed = |cause| NameError::Write { path: path.to_owned(), cause };
-    if !path.parent().is_some_and(Path::is_dir) {
-        return Ok(());
-    }
-    let old = std::fs::read(path).unwrap_or_default();
-    let new = text(&String::from_utf8_lossy(&old));
-    if new.as_bytes() == old {
-        return Ok(());
-    }
-    let temporary = path.with_extension("banger-new");
-    std::fs::write(&temporary, new).map_err(failed)?;
-    std::fs::rename(&temporary, path).map_err(failed)
-}
-
-fn hosts(old: &str, name: Option<&str>) -> String {
+fn hosts(old: &str, name: Option<&str>, address: Option<Ipv4Addr>) -> String {
     let mut new: String =
         old.lines().filter(|line| !line.ends_with(MARK)).map(|line| format!("{line}\n")).collect();
     if !has(&new, "localhost") {
@@ -58,7 +43,10 @@ fn hosts(old: &str, name: Option<&str>) -> String {
     if let Some(name) = name
         && !has(&new, name)
     {
-        new.push_str(&format!("127.0.1.1\t{name} {MARK}\n"));
+        new.push_str(&match address {
+            Some(address) => format!("{address}\t{name}.{ZONE} {name} {MARK}\n"),
+            None => format!("127.0.1.1\t{name} {MARK}\n"),
+        });
     }
     new
 }
@@ -76,39 +64,39 @@ mod tests {
 
     #[test]
     fn hosts_without_the_names_gets_them_once() {
-        let first = hosts("", Some("box"));
+        let first = hosts("", Some("box"), None);
         assert_eq!(
             first,
             "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\tbox # banger\n"
         );
-        assert_eq!(hosts(&first, Some("box")), first);
+        assert_eq!(hosts(&first, Some("box"), None), first);
     }
 
     #[test]
     fn a_renamed_guest_loses_its_old_name_and_nothing_else() {
-        let old = hosts("127.0.0.1 localhost\n10.0.0.1 db # mine\n", Some("old"));
+        let old = hosts("127.0.0.1 localhost\n10.0.0.1 db # mine\n", Some("old"), None);
         assert_eq!(
-            hosts(&old, Some("new")),
+            hosts(&old, Some("new"), None),
             "127.0.0.1 localhost\n10.0.0.1 db # mine\n127.0.1.1\tnew # banger\n"
         );
     }
 
     #[test]
-    fn a_name_in_a_comment_is_no_name() {
-        assert!(
-            hosts("127.0.0.1 localhost # box\n", Some("box"))
-                .ends_with("127.0.1.1\tbox # banger\n")
-        );
+    fn a_guest_with_an_address_is_known_by_it_and_by_the_one_it_has_now() {
+        let address = |last| Some(Ipv4Addr::new(10, 213, 0, last));
+        let first = hosts("127.0.0.1 localhost\n", Some("box"), address(2));
+        assert_eq!(first, "127.0.0.1 localhost\n10.213.0.2\tbox.vm box # banger\n");
+        let second = hosts(&first, Some("box"), address(3));
+        assert_eq!(second, "127.0.0.1 localhost\n10.213.0.3\tbox.vm box # banger\n");
+        let without = hosts(&second, Some("box"), None);
+        assert_eq!(without, "127.0.0.1 localhost\n127.0.1.1\tbox # banger\n");
     }
 
     #[test]
-    fn a_symlink_is_replaced_not_followed() {
-        let folder = tempfile::tempdir().unwrap();
-        let (link, target) = (folder.path().join("hostname"), folder.path().join("target"));
-        std::fs::write(&target, "untouched").unwrap();
-        std::os::unix::fs::symlink(&target, &link).unwrap();
-        make_hold(&link, |_| "box\n".to_owned()).unwrap();
-        assert_eq!(std::fs::read_to_string(&target).unwrap(), "untouched");
-        assert_eq!(std::fs::read_to_string(&link).unwrap(), "box\n");
+    fn a_name_in_a_comment_is_no_name() {
+        assert!(
+            hosts("127.0.0.1 localhost # box\n", Some("box"), None)
+                .ends_with("127.0.1.1\tbox # banger\n")
+        );
     }
 }

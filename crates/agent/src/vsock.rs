@@ -28,14 +28,14 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
 use crate::console;
-use crate::modules::{self, ModuleError, When};
+use crate::modules::{self, ModuleError};
 use crate::server::Guest;
 use crate::session::{self, Buffered};
 use crate::watched::watch;
 use crate::wire::Lines;
 
-/// The module that starts the device; its file's name may have either sign.
-const TRANSPORT: [&str; 2] = ["vmw_vsock_virtio_transport.ko", "vmw-vsock-virtio-transport.ko"];
+/// The module that starts the device.
+const TRANSPORT: &str = "vmw_vsock_virtio_transport";
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum VsockError {
@@ -69,12 +69,7 @@ pub(crate) fn open(modules: Option<&OwnedFd>) -> Result<OwnedFd, VsockError> {
 /// kernel does not have it as a module.
 fn transport(modules: Option<&OwnedFd>) -> Result<Option<(&OwnedFd, Vec<String>)>, ModuleError> {
     let Some(folder) = modules else { return Ok(None) };
-    let mut files = modules::files(folder, When::Late)?;
-    let place = files.iter().position(|file| TRANSPORT.contains(&file.as_str()));
-    Ok(place.map(|place| {
-        files.truncate(place + 1);
-        (folder, files)
-    }))
+    Ok(modules::late_up_to(folder, TRANSPORT)?.map(|files| (folder, files)))
 }
 
 fn listener() -> Result<OwnedFd, VsockError> {

@@ -3,7 +3,8 @@
 //!
 //! The archive holds `/lib/banger/modules/list`, whose lines say `boot FILE` or `late FILE` in load order, and the files
 //! themselves, unpacked. `boot` is what the root disk and a serial channel to the agent need; `late` may load after the
-//! agent is up, and begins with what a vsock channel needs, whose agent loads that first. A module that is built in, or that this kernel does not have, is not in the list.
+//! agent is up; whoever needs one of them sooner (vsock for a channel, virtio_net for a network) loads the list up to it first.
+//! A module that is built in, or that this kernel does not have, is not in the list.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;

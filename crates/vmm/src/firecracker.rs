@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use banger_host::root::{API_SOCKET, DeviceSource, JailDevice, JailFile};
-use banger_host::{Cgroup, Claim, Jail, JailedVmm, Loop, LoopRole, Mark, Tap, VmSocket};
+use banger_host::{Cgroup, Claim, Jail, JailedVmm, Loop, LoopRole, Mark, VmSocket};
 use banger_storage::{Drive, DriveSource};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -139,8 +139,9 @@ impl Firecracker {
         let mut claims = vec![Claim::Cgroup(limits(machine))];
         claims.extend(machine.storage.iter().cloned());
         claims.extend(loops);
-        claims.push(Claim::Bridge { installation: machine.mark.installation().clone() });
-        claims.push(Claim::Tap(Tap { mark: mark(), uid }));
+        if let Some(device) = &machine.network {
+            claims.extend(device.claims(&machine.mark, uid));
+        }
         claims.push(Claim::Jail(jail));
         let log_limit_bytes = machine.log_limit_bytes;
         claims.push(Claim::JailedVmm(JailedVmm { mark: mark(), uid, log_limit_bytes }));
@@ -242,10 +243,11 @@ fn text(path: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
-    use banger_host::Life;
+    use banger_host::{Held, Life};
     use banger_storage::{DmSnapshot, Driver, Overlay, Reflink};
 
     use super::*;
+    use crate::NetworkDevice;
     use crate::machines::machine;
 
     fn firecracker() -> Firecracker {
@@ -290,8 +292,8 @@ mod tests {
             for device in &found.devices {
                 let mark = machine.mark.clone();
                 let source = match device.source {
-                    DeviceSource::Loop(role) => banger_host::Held::Loop { mark, role },
-                    DeviceSource::DmSnapshot => banger_host::Held::DmSnapshot { mark },
+                    DeviceSource::Loop(role) => Held::Loop { mark, role },
+                    DeviceSource::DmSnapshot => Held::DmSnapshot { mark },
                 };
                 assert_eq!(held.iter().filter(|&held| *held == source).count(), 1, "{device:?}");
             }
@@ -313,6 +315,41 @@ mod tests {
     fn what_a_run_holds_is_released_by_stop() {
         for claim in firecracker().claims(&machine(&DmSnapshot)) {
             assert_eq!(claim.life(), Life::Run);
+        }
+    }
+
+    #[test]
+    fn only_a_vm_with_a_way_out_holds_one_and_one_without_a_network_holds_nothing_of_it() {
+        let of_network = |network| {
+            let claims = firecracker().claims(&Machine { network, ..machine(&Overlay) });
+            let held = claims.iter().map(Claim::held);
+            held.filter(|held| {
+                matches!(
+                    held,
+                    Held::Bridge { .. } | Held::Guard { .. } | Held::Tap { .. } | Held::Nat { .. }
+                )
+            })
+            .collect::<Vec<_>>()
+        };
+        let device = machine(&Overlay).network.unwrap();
+        let all = of_network(Some(device));
+        assert!(
+            matches!(
+                all[..],
+                [Held::Bridge { .. }, Held::Guard { .. }, Held::Tap { .. }, Held::Nat { .. }]
+            ),
+            "{all:?}"
+        );
+        assert_eq!(of_network(Some(NetworkDevice { nat: false, ..device })), all[..3]);
+        assert_eq!(of_network(None), []);
+    }
+
+    #[test]
+    fn claims_are_in_the_order_in_which_all_that_is_held_is_released_backwards() {
+        for driver in [&Overlay as &dyn Driver, &Reflink, &DmSnapshot] {
+            let held: Vec<_> =
+                firecracker().claims(&machine(driver)).iter().map(Claim::held).collect();
+            assert!(held.is_sorted(), "{held:?}");
         }
     }
 

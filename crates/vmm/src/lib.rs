@@ -6,6 +6,7 @@ mod error;
 pub mod firecracker;
 #[cfg(test)]
 mod machines;
+mod network;
 pub mod qemu;
 
 use std::os::unix::net::UnixStream;
@@ -19,6 +20,7 @@ use futures_util::future::BoxFuture;
 pub use channel::{Channel, ChannelError, Ready};
 pub use error::VmmError;
 pub use firecracker::Firecracker;
+pub use network::NetworkDevice;
 pub use qemu::Qemu;
 
 /// What a VMM is to run, whichever it is.
@@ -38,6 +40,8 @@ pub struct Machine {
     pub storage: Vec<Claim>,
     /// The user that a jailed VMM runs as: this VM's own. `None` where VMMs are not jailed.
     pub uid: Option<u32>,
+    /// Its network device. A bare Firecracker makes none of it, and QEMU can have one where the daemon is root.
+    pub network: Option<NetworkDevice>,
     pub log_limit_bytes: u64,
 }
 

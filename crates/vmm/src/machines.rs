@@ -1,9 +1,9 @@
 //! The machine that the tests of all VMMs plan for.
 
-use banger_host::{Mark, StateFile};
+use banger_host::{Mac, Mark, Network, StateFile};
 use banger_storage::Driver;
 
-use crate::Machine;
+use crate::{Machine, NetworkDevice};
 
 pub(crate) fn machine(driver: &dyn Driver) -> Machine {
     let file = |text| StateFile::parse(text).unwrap();
@@ -18,6 +18,12 @@ pub(crate) fn machine(driver: &dyn Driver) -> Machine {
         drives: driver.drives(&mark, &image),
         storage: driver.run_claims(&mark, &image, 1 << 30),
         uid: Some(1_900_000_000),
+        network: Some(NetworkDevice {
+            network: Network { number: 0, gateway: [10, 213, 0, 1].into(), prefix: 22, mtu: 1500 },
+            address: [10, 213, 0, 2].into(),
+            mac: Mac::of(&mark),
+            nat: true,
+        }),
         log_limit_bytes: 1 << 20,
         mark,
     }

@@ -1,6 +1,9 @@
 //! QEMU's `microvm` machine: the VMM for hosts whose KVM runs no guest (then by TCG, QEMU's translator), and for any host
 //! without Firecracker.
 //!
+//! It is not jailed: it runs as the daemon's user, and opens its tap as that. So it has a network device where the daemon
+//! is root.
+//!
 //! The agent's channel is a virtio-serial port, since a vhost-user-vsock device would make the VM impossible to snapshot.
 
 use std::os::unix::net::UnixStream;
@@ -31,6 +34,9 @@ pub const PROGRAM: &str = "qemu-system-x86_64";
 
 pub(crate) const AGENT_SOCKET: &str = "agent.sock";
 
+/// Who opens its tap.
+const ROOT: u32 = 0;
+
 impl Vmm for Qemu {
     fn name(&self) -> String {
         match self.accelerator {
@@ -43,6 +49,9 @@ impl Vmm for Qemu {
         let mark: Mark = machine.mark.clone();
         let mut claims = machine.storage.clone();
         claims.push(Claim::RunFolder { mark: mark.clone() });
+        if let Some(device) = &machine.network {
+            claims.extend(device.claims(&mark, ROOT));
+        }
         claims.push(Claim::Vmm(banger_host::Vmm {
             mark,
             program: PROGRAM.into(),
@@ -112,6 +121,16 @@ impl Qemu {
                 &format!("virtio-blk-device,drive=drive{index},serial={}", drive.serial),
             );
         }
+        if let Some(device) = &machine.network {
+            // The tap is there and a port of its bridge: no script of QEMU's has anything to do. Without vhost-net QEMU
+            // itself passes the frames, and needs no /dev/vhost-net.
+            let tap = &machine.mark;
+            args.pair(
+                "-netdev",
+                &format!("tap,id=net,ifname={tap},script=no,downscript=no,vhost=off"),
+            );
+            args.pair("-device", &format!("virtio-net-device,netdev=net,mac={}", device.mac));
+        }
         args.pair("-device", "virtio-serial-device");
         args.pair("-chardev", &format!("socket,id=agent,{agent_address},server=on,wait=off"));
         args.pair(
@@ -138,6 +157,7 @@ impl Qemu {
             // Mitigations cost a translated guest much and protect nothing: it shares no predictor with its host's code.
             words.push("mitigations=off".into());
         }
+        words.extend(machine.network.map(|device| device.word()));
         words.extend(machine.agent_words.iter().cloned());
         words
     }
@@ -161,6 +181,7 @@ impl Arguments {
 mod tests {
     use std::path::Path;
 
+    use banger_host::Held;
     use banger_storage::{DmSnapshot, Overlay};
 
     use super::*;
@@ -203,6 +224,27 @@ mod tests {
                 .iter()
                 .any(|arg| arg.contains("tsc_early_khz"))
         );
+    }
+
+    #[test]
+    fn without_a_network_there_is_no_device_and_no_claim_for_one() {
+        let qemu = Qemu { accelerator: Accelerator::Kvm };
+        let machine = Machine { network: None, ..machine(&Overlay) };
+        let args = qemu.arguments(&machine, "fd=3").concat();
+        assert!(!args.contains("net"), "{args}");
+        let kinds: Vec<_> = qemu.claims(&machine).iter().map(Claim::held).collect();
+        assert!(matches!(kinds[..], [Held::RunFolder { .. }, Held::Vmm { .. }]), "{kinds:?}");
+    }
+
+    #[test]
+    fn the_tap_is_the_daemons_and_is_there_before_the_process() {
+        let qemu = Qemu { accelerator: Accelerator::Kvm };
+        let claims = qemu.claims(&machine(&Overlay));
+        let place = |wanted: &dyn Fn(&Claim) -> bool| claims.iter().position(wanted).unwrap();
+        let tap = place(&|claim| matches!(claim, Claim::Tap(tap) if tap.uid == 0));
+        let guard = place(&|claim| matches!(claim, Claim::Guard(_)));
+        let process = place(&|claim| matches!(claim, Claim::Vmm(_)));
+        assert!(guard < tap && tap < process);
     }
 
     #[test]

@@ -80,6 +80,7 @@ impl Vm {
             drives: driver.drives(&mark, &image),
             storage: driver.run_claims(&mark, &image, 256 << 20),
             uid: None,
+            network: None,
             log_limit_bytes: 1 << 20,
             state,
             mark,

@@ -1,13 +1,11 @@
 //! What Firecracker is told of a machine, request by request. Pure. The names are those of its API
 //! (src/firecracker/swagger/firecracker.yaml); paths without a slash are in the VMM's own folder, which is its jail.
 
-use banger_api::VmId;
-use banger_api::ids::ID_ALPHABET;
 use banger_storage::{Drive, DriveSource};
 use serde_json::{Value, json};
 
 use super::{AGENT_SOCKET, Bare, INITRAMFS, KERNEL, text};
-use crate::{Machine, snapshot_device};
+use crate::{Machine, NetworkDevice, snapshot_device};
 
 /// A PUT.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,19 +35,19 @@ pub(super) fn machine(machine: &Machine, bare: Option<&Bare>) -> Vec<Request> {
     let boot = json!({
         "kernel_image_path": kernel,
         "initrd_path": initramfs,
-        "boot_args": kernel_words(machine).join(" "),
+        "boot_args": kernel_words(machine, bare).join(" "),
     });
     let mut requests = vec![put("/machine-config", size), put("/boot-source", boot)];
     requests.extend(machine.drives.iter().map(|drive| {
         put(format!("/drives/{}", drive_id(drive)), drive_body(drive, machine, bare))
     }));
-    if bare.is_none() {
-        let device = json!({
+    if let Some(device) = network(machine, bare) {
+        let body = json!({
             "iface_id": "eth0",
             "host_dev_name": machine.mark.to_string(),
-            "guest_mac": mac(machine.mark.vm()),
+            "guest_mac": device.mac,
         });
-        requests.push(put("/network-interfaces/eth0", device));
+        requests.push(put("/network-interfaces/eth0", body));
     }
     requests.push(put("/vsock", json!({ "guest_cid": GUEST_CID, "uds_path": agent })));
     requests.push(put("/entropy", json!({})));
@@ -83,18 +81,12 @@ fn drive_body(drive: &Drive, machine: &Machine, bare: Option<&Bare>) -> Value {
     })
 }
 
-/// A locally administered address (second-lowest bit of the first byte, IEEE 802) that holds the 40 bits of the VM's id:
-/// no two VMs of an installation have the same, and the guest's is the same at every start.
-fn mac(vm: &VmId) -> String {
-    let bits = vm.as_str().bytes().fold(0_u64, |bits, character| {
-        let value = ID_ALPHABET.iter().position(|&known| known == character);
-        bits << 5 | value.expect("an id has only characters of its alphabet") as u64
-    });
-    let [.., a, b, c, d, e] = bits.to_be_bytes();
-    format!("02:{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}")
+/// A bare one has no device: a tap needs root.
+fn network<'a>(machine: &'a Machine, bare: Option<&Bare>) -> Option<&'a NetworkDevice> {
+    machine.network.as_ref().filter(|_| bare.is_none())
 }
 
-fn kernel_words(machine: &Machine) -> Vec<String> {
+fn kernel_words(machine: &Machine, bare: Option<&Bare>) -> Vec<String> {
     let drives: Vec<&str> = machine.drives.iter().map(|drive| drive.serial).collect();
     let mut words: Vec<String> = [
         "console=ttyS0",
@@ -118,6 +110,7 @@ fn kernel_words(machine: &Machine) -> Vec<String> {
     .map(String::from)
     .into();
     words.push(format!("banger.drives={}", drives.join(",")));
+    words.extend(network(machine, bare).map(NetworkDevice::word));
     words.extend(machine.agent_words.iter().cloned());
     words
 }
@@ -176,18 +169,18 @@ mod tests {
     }
 
     #[test]
+    fn without_a_network_there_is_no_device_and_no_word_of_one() {
+        let machine = Machine { network: None, ..machines::machine(&Overlay) };
+        for put in super::machine(&machine, None) {
+            assert!(!put.path.starts_with("/network-interfaces"), "{put:?}");
+            assert!(!put.body.to_string().contains("banger.net"), "{put:?}");
+        }
+    }
+
+    #[test]
     fn a_bare_one_takes_a_snapshot_device_by_the_name_of_its_vm() {
         let machine = machines::machine(&DmSnapshot);
         let body = drive_body(&machine.drives[0], &machine, Some(&bare()));
         assert_eq!(body["path_on_host"], "/dev/mapper/bg0000-11111111");
-    }
-
-    #[test]
-    fn an_address_is_the_vms_own_and_belongs_to_no_vendor() {
-        let mac = |id: &str| super::mac(&VmId::parse(id).unwrap());
-        assert_eq!(mac("00000000"), "02:00:00:00:00:00");
-        assert_eq!(mac("00000001"), "02:00:00:00:00:01");
-        assert_eq!(mac("zzzzzzzz"), "02:ff:ff:ff:ff:ff");
-        assert_eq!(mac("g0000000"), "02:80:00:00:00:00");
     }
 }

@@ -1,0 +1,41 @@
+//! A VM's network device, whichever its VMM: what it holds on the host, and what its guest is told of it.
+
+use std::net::Ipv4Addr;
+
+use banger_api::GuestNet;
+use banger_host::{Claim, Guard, Mac, Mark, Nat, Network, Tap};
+
+/// The one network device of a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NetworkDevice {
+    pub network: Network,
+    /// The VM's own in the network.
+    pub address: Ipv4Addr,
+    pub mac: Mac,
+    /// Whether the VM has a way out of the host.
+    pub nat: bool,
+}
+
+impl NetworkDevice {
+    /// In the order in which they are made: the rules are there before the device is. `uid` is the VMM's user, who opens
+    /// the tap.
+    pub(crate) fn claims(&self, mark: &Mark, uid: u32) -> Vec<Claim> {
+        let Self { network, address, mac, nat } = *self;
+        let mark = || mark.clone();
+        let mut claims = vec![
+            Claim::Bridge { installation: mark().installation().clone(), network },
+            Claim::Guard(Guard { mark: mark(), network, address, mac }),
+            Claim::Tap(Tap { mark: mark(), uid, network }),
+        ];
+        if nat {
+            claims.push(Claim::Nat(Nat { mark: mark(), network, address }));
+        }
+        claims
+    }
+
+    /// For the guest's agent, on the kernel's command line.
+    pub(crate) fn word(&self) -> String {
+        let Network { gateway, prefix, mtu, number: _ } = self.network;
+        GuestNet { address: self.address, prefix, gateway, mtu }.to_string()
+    }
+}
