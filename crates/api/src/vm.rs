@@ -1,6 +1,7 @@
 //! VMs as the API shows them, and the requests about them.
 
 use std::fmt;
+use std::net::Ipv4Addr;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -57,6 +58,12 @@ pub struct Vm {
     pub cpus: u32,
     pub memory_bytes: Size,
     pub disk_bytes: Size,
+    /// Its address in its network, for as long as there is the VM; absent when it has no network device.
+    #[serde(default)]
+    pub address: Option<Ipv4Addr>,
+    /// Its network leads beyond the host.
+    #[serde(default)]
+    pub nat: bool,
     /// Deleted when the session that made it ends.
     pub ephemeral: bool,
     pub created_at: Timestamp,
@@ -101,10 +108,19 @@ pub struct CreateVm {
     pub init: Init,
     /// Run the image's program at each start, if the agent does an init's duty and the image names one.
     pub entrypoint: bool,
+    /// Let it reach what the host reaches, under the host's address.
+    pub nat: bool,
     pub start: bool,
     /// The VM goes when the connection of this request ends: the daemon keeps the stream open after `done`
     /// and deletes the VM when the client closes it.
     pub ephemeral: bool,
+}
+
+/// PATCH /v1/vms/VM: changes what is given, at once if it runs.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SetVm {
+    pub nat: Option<bool>,
 }
 
 /// POST /v1/vms/VM/stop

@@ -9,6 +9,7 @@ mod doctor;
 mod duration;
 mod image;
 mod kernel;
+mod network;
 mod pruning;
 mod system;
 mod targets;
@@ -43,6 +44,9 @@ pub(crate) enum Noun {
     /// Kernels that VMs boot
     #[command(subcommand)]
     Kernel(kernel::Verb),
+    /// What connects VMs with the host
+    #[command(subcommand)]
+    Network(network::Verb),
     /// What is kept only to be quicker
     #[command(subcommand)]
     Cache(cache::Verb),
@@ -65,6 +69,7 @@ impl Noun {
             Noun::Vm(verb) => verb.run(context).await,
             Noun::Image(verb) => verb.run(context).await,
             Noun::Kernel(verb) => verb.run(context).await,
+            Noun::Network(verb) => verb.run(context).await,
             Noun::Cache(verb) => verb.run(context).await,
             Noun::Daemon(verb) => verb.run(context).await,
             Noun::System(verb) => verb.run(context).await,

@@ -2,6 +2,7 @@
 
 use banger_api::Size;
 use banger_api::image::{Image, Kernel};
+use banger_api::network::Network;
 use banger_api::vm::Vm;
 use jiff::Timestamp;
 use serde::Serialize;
@@ -57,7 +58,7 @@ pub(crate) fn outcome<T: Shown>(
 
 impl Shown for Vm {
     const HEADINGS: &'static [&'static str] =
-        &["NAME", "STATE", "IMAGE", "CPU", "MEM", "DISK", "AGE"];
+        &["NAME", "STATE", "ADDRESS", "IMAGE", "CPU", "MEM", "DISK", "AGE"];
 
     fn name(&self) -> &str {
         self.name.as_str()
@@ -67,6 +68,7 @@ impl Shown for Vm {
         vec![
             self.name.to_string(),
             self.state.to_string(),
+            self.address.map_or_else(|| "-".to_owned(), |address| address.to_string()),
             self.image.to_string(),
             self.cpus.to_string(),
             self.memory_bytes.to_string(),
@@ -87,6 +89,11 @@ impl Shown for Vm {
             ("memory", self.memory_bytes.to_string()),
             ("disk", self.disk_bytes.to_string()),
         ];
+        fields.extend(self.address.map(|address| ("address", address.to_string())));
+        if self.address.is_some() {
+            let beyond = if self.nat { "on: it reaches what the host reaches" } else { "off" };
+            fields.push(("nat", beyond.to_owned()));
+        }
         if self.ephemeral {
             fields.push(("ephemeral", "deleted when the command that made it ends".to_owned()));
         }
@@ -99,6 +106,37 @@ impl Shown for Vm {
             fields.extend(problem.remedy.clone().map(|remedy| ("try", remedy)));
         }
         fields
+    }
+}
+
+impl Shown for Network {
+    const HEADINGS: &'static [&'static str] =
+        &["NAME", "SUBNET", "GATEWAY", "BRIDGE", "MTU", "VMS"];
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn row(&self, _now: Timestamp) -> Vec<String> {
+        vec![
+            self.name.clone(),
+            self.subnet.clone(),
+            self.gateway.to_string(),
+            self.bridge.clone(),
+            self.mtu.to_string(),
+            self.vms.to_string(),
+        ]
+    }
+
+    fn fields(&self, _now: Timestamp) -> Vec<(&'static str, String)> {
+        vec![
+            ("name", self.name.clone()),
+            ("subnet", self.subnet.clone()),
+            ("gateway", format!("{}, the host, where guests find their DNS server", self.gateway)),
+            ("bridge", format!("{}, while a VM of it runs", self.bridge)),
+            ("mtu", format!("{} bytes", self.mtu)),
+            ("vms", self.vms.to_string()),
+        ]
     }
 }
 

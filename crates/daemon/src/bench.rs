@@ -1,13 +1,14 @@
 //! What `banger bench` needs to boot and to start the same without banger.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use banger_api::vm::State;
 use banger_api::{Code, Problem, VmId};
-use banger_host::{Claim, DmSnapshot, Installation, Mark};
+use banger_host::{Claim, DmSnapshot, Installation, Mac, Mark, Network};
 use banger_storage::Driver;
 use banger_store::VmRecord;
-use banger_vmm::{Firecracker, Qemu, qemu};
+use banger_vmm::{Firecracker, NetworkDevice, Qemu, qemu};
 use jiff::Timestamp;
 
 use banger_api::bench::ApiRequest;
@@ -53,7 +54,19 @@ async fn plan_start(daemon: &Arc<Daemon>, operation: &Operation) -> Result<Start
     // The last user of the range: VMs take the first ones.
     vm.slot = daemon.uids.count - 1;
     let mark = Mark::new(Installation::random().map_err(|e| random(&e))?, vm.id.clone());
-    let machine = plan::machine(&vm, &mark, driver, &boot, &daemon.places, Some(daemon.uids));
+    let network = NetworkDevice {
+        network: Network {
+            number: 0,
+            gateway: Ipv4Addr::new(10, 213, 0, 1),
+            prefix: 22,
+            mtu: 1500,
+        },
+        address: Ipv4Addr::new(10, 213, 0, 2),
+        mac: Mac::of(&mark),
+        nat: false,
+    };
+    let machine =
+        plan::machine(&vm, &mark, driver, &boot, &daemon.places, Some(daemon.uids), Some(network));
     let firecracker = Firecracker::jailed(version);
     let mut planned = StartPlan {
         bridge: format!("{:.6}-net0", mark.to_string()),
@@ -131,6 +144,8 @@ async fn default_vm(
         slot: 0,
         config: Default::default(),
         entrypoint: false,
+        place: None,
+        nat: false,
     };
     let boot = Boot {
         image: image_file,
@@ -143,7 +158,7 @@ async fn default_vm(
 async fn plan(daemon: &Arc<Daemon>, operation: &Operation) -> Result<BootPlan, Problem> {
     let (vm, driver, boot) = default_vm(daemon, operation).await?;
     let mark = daemon.mark(&vm.id);
-    let machine = plan::machine(&vm, &mark, driver, &boot, &daemon.places, None);
+    let machine = plan::machine(&vm, &mark, driver, &boot, &daemon.places, None, None);
     let disk = daemon.places.disk(&mark).to_string_lossy().into_owned();
     let vmm = Qemu { accelerator: daemon.facts().await.accelerator() };
     let template = daemon.places.templates.join(format!("empty-{}.ext4", vm.disk.as_bytes()));

@@ -2,10 +2,12 @@
 
 use std::fs;
 use std::io::ErrorKind;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use banger_api::{Code, ImageName, Problem, Size};
+use banger_host::Network;
 use banger_image::Limits;
 use banger_image::catalog::{Place, TrustedKey};
 use banger_registry::settings::Settings;
@@ -34,6 +36,7 @@ pub struct Config {
     /// How registries are reached, and what is too large.
     pub registry: Settings,
     pub image_limits: Limits,
+    pub network: NetworkSettings,
     /// Where kernels are fetched by name; `None`: nowhere.
     pub catalog: Option<CatalogSettings>,
     /// Where each default came from, for `doctor`.
@@ -45,6 +48,66 @@ pub struct Config {
 pub struct CatalogSettings {
     pub source: Place,
     pub key: TrustedKey,
+}
+
+/// What the network of VMs is to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NetworkSettings {
+    /// `None`: the first of many that this host does not use.
+    pub subnet: Option<Subnet>,
+    /// In bytes.
+    pub mtu: u16,
+}
+
+impl Default for NetworkSettings {
+    /// Ethernet's.
+    fn default() -> Self {
+        Self { subnet: None, mtu: 1500 }
+    }
+}
+
+/// A private IPv4 subnet (RFC 1918) for VMs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Subnet {
+    /// Its lowest address.
+    pub first: Ipv4Addr,
+    /// The length of its prefix in bits, 16 to 29.
+    pub prefix: u8,
+}
+
+impl Subnet {
+    /// # Errors
+    /// What it is not.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let parsed = text
+            .split_once('/')
+            .and_then(|(first, prefix)| Some((first.parse().ok()?, prefix.parse().ok()?)));
+        let (first, prefix): (Ipv4Addr, u8) =
+            parsed.ok_or_else(|| format!("{text:?} is no subnet such as 192.168.77.0/24"))?;
+        if !(16..=29).contains(&prefix) {
+            return Err(format!("{text}: the prefix is not from 16 to 29"));
+        }
+        let within = u32::MAX >> prefix;
+        if first.to_bits() & within != 0 {
+            let lowest = Ipv4Addr::from_bits(first.to_bits() & !within);
+            return Err(format!("{text} is an address in {lowest}/{prefix}, and no subnet"));
+        }
+        if !first.is_private() || !Ipv4Addr::from_bits(first.to_bits() | within).is_private() {
+            return Err(format!("{text} is not private (10/8, 172.16/12 or 192.168/16)"));
+        }
+        Ok(Self { first, prefix })
+    }
+
+    /// The host's address in it: the first that a host can have.
+    #[must_use]
+    pub fn gateway(self) -> Ipv4Addr {
+        Ipv4Addr::from_bits(self.first.to_bits() + 1)
+    }
+
+    #[must_use]
+    pub fn is_of(self, network: &Network) -> bool {
+        (self.gateway(), self.prefix) == (network.gateway, network.prefix)
+    }
 }
 
 /// Which VMM new starts use.
@@ -121,7 +184,15 @@ struct File {
     image_largest: Option<String>,
     image_most_entries: Option<u64>,
     registry: Settings,
+    network: NetworkFile,
     catalog: Option<CatalogFile>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct NetworkFile {
+    subnet: Option<String>,
+    mtu: Option<u16>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -260,6 +331,19 @@ fn parse(text: &str, host: HostSize) -> Result<Config, Problem> {
     if let Some(entries) = file.image_most_entries {
         image_limits.entries = entries;
     }
+    let mut network = NetworkSettings::default();
+    if let Some(text) = file.network.subnet {
+        network.subnet =
+            Some(Subnet::parse(&text).map_err(|e| invalid(format!("network.subnet: {e}")))?);
+    }
+    match file.network.mtu {
+        // The least that every host must take in one piece (RFC 791), and the most that a device of virtio's carries.
+        Some(mtu @ 576..=65521) => network.mtu = mtu,
+        Some(mtu) => {
+            return Err(invalid(format!("network.mtu: {mtu} is not from 576 to 65521 bytes")));
+        }
+        None => {}
+    }
     let catalog = file.catalog.map(|catalog| {
         Ok(CatalogSettings {
             source: Place::parse(&catalog.source)
@@ -272,6 +356,7 @@ fn parse(text: &str, host: HostSize) -> Result<Config, Problem> {
         catalog: catalog.transpose()?,
         registry: file.registry,
         image_limits,
+        network,
         vmm: file.vmm,
         jailer: file.jailer.unwrap_or(true),
         firecracker_path: file.firecracker_path,
@@ -341,6 +426,11 @@ mod tests {
             ("jailer_path = \"jailer\"", "jailer_path"),
             ("image_largest = \"much\"", "image_largest"),
             ("[registry]\nmirror = \"x\"", "mirror"),
+            ("[network]\nsubnet = \"10.0.0.0\"", "network.subnet"),
+            ("[network]\nsubnet = \"10.0.0.1/24\"", "10.0.0.0/24"),
+            ("[network]\nsubnet = \"10.0.0.0/30\"", "16 to 29"),
+            ("[network]\nsubnet = \"8.8.8.0/24\"", "private"),
+            ("[network]\nmtu = 100", "network.mtu"),
             ("[catalog]\nsource = \"/srv/catalog.toml\"", "public_key"),
             ("[catalog]\nsource = \"here\"\npublic_key = \"RW\"", "catalog.source"),
             ("[catalog]\nsource = \"/srv/c\"\npublic_key = \"RW\"", "catalog.public_key"),

@@ -17,6 +17,7 @@ use jiff::Timestamp;
 use tokio::sync::{OnceCell, Semaphore, watch};
 
 use crate::config::{Config, UidRange};
+use crate::dns::Dns;
 use crate::host_facts::{self, HostFacts};
 use crate::making::Making;
 use crate::operations::Operations;
@@ -72,7 +73,10 @@ pub struct Daemon {
     pub started_at: Timestamp,
     /// Becomes true when the daemon is to end.
     pub ending: watch::Sender<bool>,
+    pub dns: Dns,
     facts: OnceCell<HostFacts>,
+    /// Set when this host was found to be able to give VMs network devices.
+    pub(crate) network_abilities: OnceCell<()>,
 }
 
 impl fmt::Debug for Daemon {
@@ -100,6 +104,7 @@ impl Daemon {
             programs,
             operations: Operations::new(Arc::clone(&store)),
             boots: Semaphore::new(config.boots_at_once),
+            dns: Dns::default(),
             folders,
             config,
             store,
@@ -112,6 +117,7 @@ impl Daemon {
             started_at: Timestamp::now(),
             ending: watch::channel(false).0,
             facts: OnceCell::new(),
+            network_abilities: OnceCell::new(),
         }
     }
 

@@ -1,5 +1,6 @@
 //! Doctor: what this host has, what it lacks, and what to do about it.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use banger_api::daemon::{Finding, Report, Verdict};
@@ -11,6 +12,7 @@ use banger_vmm::qemu;
 
 use crate::config::VmmChoice;
 use crate::daemon::Daemon;
+use crate::dns::ZONE;
 use crate::doctor_system;
 use crate::operations::Operation;
 use crate::problems;
@@ -33,6 +35,7 @@ impl Daemon {
             |image| self.image_path(&image.digest),
         );
         let driver = self.driver_for_new(&self.state_file(&image)?).await;
+        let networks = self.networks_work().await;
         self.blocking(move |daemon| {
             let mut findings = vec![daemon.architecture(), kvm(&facts.kvm, &name)];
             findings.push(daemon.firecracker_there());
@@ -46,6 +49,8 @@ impl Daemon {
             findings.push(qemu_there(daemon.config.vmm == VmmChoice::Firecracker || firecracker));
             findings.extend(PROGRAMS.iter().map(program_there));
             findings.push(daemon.agent_there());
+            findings.push(network(&networks));
+            findings.push(daemon.names());
             findings.push(daemon.storage(&driver));
             findings.push(daemon.space());
             findings.push(daemon.artifacts_there());
@@ -134,6 +139,20 @@ impl Daemon {
                 Problem::from_error(Code::Missing, &error).to_string(),
                 "make it root's, and writable by nobody else, as all folders on the way to it",
             ),
+        }
+    }
+
+    /// Whether programs on this host can ask for VMs by name.
+    fn names(&self) -> Finding {
+        let at = format!("127.0.0.1:{}", root::DNS_PORT);
+        match self.dns.server(Ipv4Addr::LOCALHOST) {
+            Some(Ok(())) => pass("dns", format!("NAME.{ZONE} is answered at {at}")),
+            Some(Err(why)) => warn(
+                "dns",
+                format!("NAME.{ZONE} is not answered on this host: {why}"),
+                "another banger may have the port: VMs are reached by their addresses, which `banger vm list` shows",
+            ),
+            None => warn("dns", format!("nothing answers for NAME.{ZONE}"), "`banger daemon stop`"),
         }
     }
 
@@ -344,6 +363,17 @@ fn abilities() -> Vec<Finding> {
         ),
     };
     needed.chain([dm]).collect()
+}
+
+fn network(networks: &Result<(), String>) -> Finding {
+    match networks {
+        Ok(()) => pass("network", "VMs have a device on a bridge"),
+        Err(why) => warn(
+            "network",
+            format!("VMs have no network: {why}"),
+            "`sudo banger system install --owner USER`; packages: nftables; modules: tun, bridge, nf_tables",
+        ),
+    }
 }
 
 /// `spare`: whether VMs run without it.

@@ -9,7 +9,7 @@
 use banger_api::vm::State;
 use banger_api::{Code, Problem, VmId};
 use banger_host::{Claim, Host, HostError, Life};
-use banger_store::{Store, StoreError};
+use banger_store::{RecordedClaim, Store, StoreError};
 
 /// Makes the claims in their order, until one fails.
 ///
@@ -41,18 +41,8 @@ pub fn release(
     state: State,
     outcome: Option<&Problem>,
 ) -> Result<Option<Problem>, StoreError> {
-    let claims = store.claims(vm)?;
-    let mut released = Vec::new();
-    let mut failed = Vec::new();
-    for recorded in
-        claims.iter().rev().filter(|row| scope == Scope::All || row.claim.life() == Life::Run)
-    {
-        match host.release(&recorded.claim.held()) {
-            Ok(()) => released.push(recorded.sequence),
-            Err(error) => failed
-                .push((recorded.sequence, Problem::from_error(Code::Leftover, &error).to_string())),
-        }
-    }
+    let in_scope = |claim: &Claim| scope == Scope::All || claim.life() == Life::Run;
+    let (released, failed) = release_each(host, &store.claims(vm)?, in_scope);
     if failed.is_empty() {
         store.end_release(vm, &released, &failed, state, outcome)?;
         return Ok(None);
@@ -60,6 +50,40 @@ pub fn release(
     let problem = leftover(&failed);
     store.end_release(vm, &released, &failed, State::Error, Some(&problem))?;
     Ok(Some(problem))
+}
+
+/// Releases what a VM that goes on no longer needs, and records the outcome.
+///
+/// # Errors
+/// The database's. What could not be released is not an error but the returned problem; it stays in the ledger.
+pub fn release_some(
+    host: &dyn Host,
+    store: &Store,
+    vm: &VmId,
+    which: impl Fn(&Claim) -> bool,
+) -> Result<Option<Problem>, StoreError> {
+    let (released, failed) = release_each(host, &store.claims(vm)?, which);
+    store.end_partial_release(vm, &released, &failed)?;
+    Ok((!failed.is_empty()).then(|| leftover(&failed)))
+}
+
+/// The numbers of those that are gone, and of those that are not, with their causes.
+type Released = (Vec<i64>, Vec<(i64, String)>);
+
+fn release_each(
+    host: &dyn Host,
+    claims: &[RecordedClaim],
+    which: impl Fn(&Claim) -> bool,
+) -> Released {
+    let (mut released, mut failed) = (Vec::new(), Vec::new());
+    for recorded in claims.iter().rev().filter(|row| which(&row.claim)) {
+        match host.release(&recorded.claim.held()) {
+            Ok(()) => released.push(recorded.sequence),
+            Err(error) => failed
+                .push((recorded.sequence, Problem::from_error(Code::Leftover, &error).to_string())),
+        }
+    }
+    (released, failed)
 }
 
 fn leftover(failed: &[(i64, String)]) -> Problem {

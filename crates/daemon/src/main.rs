@@ -19,6 +19,7 @@ use bangerd::daemon::Hands;
 use bangerd::startup::{self, Started, Startup};
 use bangerd::{serve, vmms};
 use rustix::fs::Mode;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// The argument with which this program is the writer of a VM's log.
@@ -27,6 +28,7 @@ const WRITE_LOG: &str = "write-log";
 fn main() -> ExitCode {
     // Nothing that is made here is for others to read.
     rustix::process::umask(Mode::from_raw_mode(0o077));
+    more_descriptors();
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => daemon(),
@@ -38,6 +40,14 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// Each VM takes some, and so does each question that a guest's DNS server has under way: as many as are allowed, and not
+/// the 1024 that programs begin with for the sake of select(2).
+fn more_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    // Fewer do for few VMs.
+    let _fewer = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 fn daemon() -> ExitCode {
@@ -156,6 +166,7 @@ async fn run(started: Started, ready: &mut Ready) -> ExitCode {
     if let Err(problem) = daemon.take_over() {
         return refuse(ready, &problem);
     }
+    daemon.serve_names();
     ready.tell("ready");
     let (store, socket) = (Arc::clone(&daemon.store), daemon.folders.socket());
     tracing::info!(socket = %socket.display(), "serving");

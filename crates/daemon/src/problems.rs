@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 
 use banger_api::{Code, Problem};
+use banger_dns::BindError;
 use banger_host::HostError;
 use banger_store::StoreError;
 
@@ -11,7 +12,7 @@ pub(crate) fn store(error: StoreError) -> Problem {
         StoreError::Damaged { .. } | StoreError::NotWhole { .. } | StoreError::Newer { .. } => {
             Code::Damaged
         }
-        StoreError::Taken { .. } => Code::Conflict,
+        StoreError::Taken { .. } | StoreError::NoAddress => Code::Conflict,
         error if error.is_full() => Code::NoSpace,
         StoreError::Failed { .. } => Code::Internal,
     };
@@ -32,6 +33,11 @@ pub(crate) fn store(error: StoreError) -> Problem {
 
 pub(crate) const FREE_SPACE: &str =
     "free some space: `banger vm prune`, `banger image delete NAME`";
+
+/// A DNS server that could not be had.
+pub(crate) fn dns(error: &BindError) -> Problem {
+    Problem::from_error(Code::Conflict, error)
+}
 
 pub(crate) fn host(error: &HostError) -> Problem {
     let problem = |code| Problem::from_error(code, error);

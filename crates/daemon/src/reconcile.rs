@@ -15,13 +15,14 @@ use std::sync::Arc;
 
 use banger_api::vm::State;
 use banger_api::{Code, Problem};
-use banger_host::Held;
+use banger_host::{Claim, Held};
 use banger_store::VmRecord;
 use banger_vmm::channel::Mux;
 use banger_vmm::{AgentAddress, Channel, firecracker};
 use tokio::time::Instant;
 
 use crate::daemon::Daemon;
+use crate::ledger;
 use crate::operations::Operation;
 use crate::problems;
 use crate::readiness::VmmProcess;
@@ -72,6 +73,7 @@ impl Daemon {
         match (vm.state, watched) {
             (State::Running | State::Starting, Some(watched)) => {
                 operation.stage("adopt", format!("adopting {}", vm.name));
+                self.guard_again(&vm, operation).await?;
                 let agent = agent_of(&vm);
                 if vm.state == State::Starting {
                     return match self.finish_start(&vm, &slot, watched, &agent, operation).await {
@@ -118,6 +120,29 @@ impl Daemon {
             }
             _ => self.release_run(&vm.id, State::Stopped, None).await,
         }
+    }
+
+    /// Makes the rules for the VM's device anew, if somebody has flushed them: those that are there are left as they are.
+    async fn guard_again(
+        self: &Arc<Self>,
+        vm: &VmRecord,
+        operation: &Operation,
+    ) -> Result<(), Problem> {
+        let id = vm.id.clone();
+        let made = self.blocking(move |daemon| {
+            let recorded = daemon.store.claims(&id).map_err(problems::store)?;
+            let rules = recorded
+                .into_iter()
+                .map(|row| row.claim)
+                .filter(|claim| matches!(claim, Claim::Guard(_) | Claim::Nat(_)));
+            let rules: Vec<Claim> = rules.collect();
+            ledger::acquire(daemon.host.as_ref(), &rules).map_err(|e| problems::host(&e))
+        });
+        // Without them it reaches nothing; that is no reason to leave it unadopted.
+        if let Err(problem) = made.await? {
+            operation.note(format!("{} may be without a network: {problem}", vm.name));
+        }
+        Ok(())
     }
 
     /// The rest of a start whose daemon died after the VMM's process was there.

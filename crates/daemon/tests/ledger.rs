@@ -3,6 +3,7 @@
 //! machine as root with a real Firecracker in its jailer; and in the test host, which has all that a plan may hold.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -12,15 +13,15 @@ use banger_api::vm::State;
 use banger_api::{ImageName, KernelName, Size, VmId, VmName};
 use banger_host::root::{self, RootPlaces};
 use banger_host::{
-    Cgroup, Claim, Held, Host, HostError, LocalHost, Mark, Places, Root, StateFile, VmSocket,
-    Watched,
+    Cgroup, Claim, Held, Host, HostError, LocalHost, Mac, Mark, Network, Places, Root, StateFile,
+    VmSocket, Watched,
 };
 use banger_storage::{DmSnapshot, Driver, Overlay};
 use banger_store::{Store, VmRecord};
 use banger_testing::{Call, Fault, Faulty, MemoryHost};
 use banger_vmm::firecracker::Version;
 use banger_vmm::qemu::Accelerator;
-use banger_vmm::{Firecracker, Qemu, Vmm};
+use banger_vmm::{Firecracker, NetworkDevice, Qemu, Vmm};
 use bangerd::config::UidRange;
 use bangerd::ledger::{self, Scope};
 use bangerd::vms::plan::{self, Boot};
@@ -129,14 +130,26 @@ impl World {
         let (driver, uids) = (ground.driver(), UidRange::default());
         let record = plan::record_claims(&vm, &mark, driver, &boot.image, &places);
         let uids = ground.is_jailed().then_some(uids);
-        let machine = plan::machine(&vm, &mark, driver, &boot, &places, uids);
+        // With a way out, so that all there is of a network is in the plan.
+        let network = ground.is_jailed().then(|| NetworkDevice {
+            network: Network {
+                number: 0,
+                gateway: Ipv4Addr::new(10, 213, 0, 1),
+                prefix: 22,
+                mtu: 1500,
+            },
+            address: Ipv4Addr::new(10, 213, 0, 2),
+            mac: Mac::of(&mark),
+            nat: true,
+        });
+        let machine = plan::machine(&vm, &mark, driver, &boot, &places, uids, network);
         let vmm: Box<dyn Vmm> = if ground.is_jailed() {
             Box::new(Firecracker::jailed(Version::parse("Firecracker v1.12.1").unwrap()))
         } else {
             Box::new(Qemu { accelerator: Accelerator::Tcg { tsc_khz: 2_000_000 } })
         };
         let run = vmm.claims(&machine).into_iter().map(|claim| as_can_be(claim, ground)).collect();
-        store.insert_vm(&vm, &record).unwrap();
+        store.insert_vm(&vm, None, &record).unwrap();
         let log_writer = (env!("CARGO_BIN_EXE_bangerd").into(), vec!["write-log".to_owned()]);
         let root = ground.is_jailed().then(|| {
             Root::new(RootPlaces {
@@ -274,6 +287,8 @@ fn vm() -> VmRecord {
         slot: 0,
         config: Default::default(),
         entrypoint: false,
+        place: None,
+        nat: false,
     }
 }
 
@@ -285,9 +300,17 @@ fn every_claim(grounds: &[Ground]) -> impl Iterator<Item = (usize, Ground)> {
     })
 }
 
+/// Both, or where every claim takes emulated programs: the one at this claim and the other at the next.
+fn faults(ground: Ground, k: usize, both: [Fault; 2]) -> Vec<Fault> {
+    match ground {
+        Ground::Host => vec![both[k % 2]],
+        _ => both.into(),
+    }
+}
+
 fn a_start_that_fails_at_any_claim_leaves_nothing_that_runs(grounds: &[Ground]) {
     for (k, ground) in every_claim(grounds) {
-        for fault in [Fault::Refuse, Fault::HalfDone] {
+        for fault in faults(ground, k, [Fault::Refuse, Fault::HalfDone]) {
             let world = World::new(ground);
             world.host.fail_at(Call::Acquire, k, fault);
             assert!(!world.start());
@@ -304,7 +327,7 @@ fn a_start_that_fails_at_any_claim_leaves_nothing_that_runs(grounds: &[Ground]) 
 
 fn a_crash_at_any_claim_of_a_start_is_cleaned_by_stop_and_delete(grounds: &[Ground]) {
     for (k, ground) in every_claim(grounds) {
-        for fault in [Fault::DieBefore, Fault::DieAfter] {
+        for fault in faults(ground, k, [Fault::DieBefore, Fault::DieAfter]) {
             let mut world = World::new(ground);
             world.host.fail_at(Call::Acquire, k, fault);
             assert!(!world.start());
@@ -319,7 +342,7 @@ fn a_crash_at_any_claim_of_a_start_is_cleaned_by_stop_and_delete(grounds: &[Grou
 
 fn a_crash_at_any_release_is_finished_by_the_next_one(grounds: &[Ground]) {
     for (k, ground) in every_claim(grounds) {
-        for fault in [Fault::DieBefore, Fault::DieAfter] {
+        for fault in faults(ground, k, [Fault::DieBefore, Fault::DieAfter]) {
             let mut world = World::new(ground);
             assert!(world.start());
             world.host.fail_at(Call::Release, k, fault);

@@ -17,6 +17,8 @@ pub enum StoreError {
     /// A name or id that is there already.
     #[error("cannot {act}: there is one already")]
     Taken { act: &'static str },
+    #[error("every address of the network has its VM")]
+    NoAddress,
     #[error("cannot {act} in the database")]
     Failed {
         act: &'static str,

@@ -6,6 +6,7 @@
 mod artifacts;
 mod error;
 mod migrations;
+mod networks;
 mod operations;
 mod vms;
 
@@ -18,8 +19,9 @@ use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
 
 pub use artifacts::{ImageRecord, KernelRecord};
 pub use error::StoreError;
+pub use networks::NetworkRecord;
 pub use operations::OperationRecord;
-pub use vms::{RecordedClaim, VmRecord};
+pub use vms::{Place, RecordedClaim, VmRecord};
 
 /// An open database.
 #[derive(Debug)]

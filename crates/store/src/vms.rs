@@ -1,9 +1,12 @@
 //! VMs and their ledger.
 
+use std::collections::HashSet;
+use std::net::Ipv4Addr;
+
 use banger_api::image::Config;
 use banger_api::vm::State;
 use banger_api::{ImageName, KernelName, Problem, Size, VmId, VmName};
-use banger_host::{Claim, Life};
+use banger_host::{Claim, Life, Network};
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension, Row, Transaction, named_params, params};
 
@@ -42,6 +45,18 @@ pub struct VmRecord {
     pub config: Config,
     /// The image's program runs from each start on.
     pub entrypoint: bool,
+    /// Its place in a network, no other VM's. Chosen by [`Store::insert_vm`].
+    pub place: Option<Place>,
+    /// Whether its network leads beyond the host.
+    pub nat: bool,
+}
+
+/// Where a VM is in a network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// The number of the network.
+    pub network: u8,
+    pub address: Ipv4Addr,
 }
 
 /// A row of the ledger.
@@ -54,17 +69,28 @@ pub struct RecordedClaim {
 }
 
 impl Store {
-    /// Records a new VM with all the claims it holds from create to delete. Its slot is the least that is free.
+    /// Records a new VM with all the claims it holds from create to delete. Its slot is the least that is free, and so is
+    /// its address in `network`.
     ///
     /// # Errors
-    /// `Taken` when the name or the id is.
-    pub fn insert_vm(&self, vm: &VmRecord, claims: &[Claim]) -> Result<(), StoreError> {
-        self.transaction("record the VM", |t| {
+    /// `Taken` when the name or the id is; `NoAddress` when the network has none left.
+    pub fn insert_vm(
+        &self,
+        vm: &VmRecord,
+        network: Option<&Network>,
+        claims: &[Claim],
+    ) -> Result<(), StoreError> {
+        let recorded = self.transaction("record the VM", |t| {
+            let address = match network.map(|network| free_address(t, network)).transpose()? {
+                None => None,
+                Some(Some(address)) => Some(address.to_string()),
+                Some(None) => return Ok(false),
+            };
             t.execute(
                 "INSERT INTO vms VALUES (:id, :name, :state, :image, :image_digest, :init, :kernel, :kernel_digest,
                  :cpus, :memory, :disk, :disk_driver, :ephemeral, :created_at, NULL, NULL, NULL, NULL,
                  (SELECT min(free.slot) FROM (SELECT 0 AS slot UNION ALL SELECT slot + 1 FROM vms) AS free
-                  WHERE free.slot NOT IN (SELECT slot FROM vms)), :config, :entrypoint)",
+                  WHERE free.slot NOT IN (SELECT slot FROM vms)), :config, :entrypoint, :network, :address, :nat)",
                 named_params! {
                     ":id": vm.id.as_str(),
                     ":name": vm.name.as_str(),
@@ -82,10 +108,15 @@ impl Store {
                     ":created_at": vm.created_at.to_string(),
                     ":config": to_json(&vm.config)?,
                     ":entrypoint": vm.entrypoint,
+                    ":network": network.map(|network| network.number),
+                    ":address": address,
+                    ":nat": vm.nat,
                 },
             )?;
-            insert_claims(t, &vm.id, claims)
-        })
+            insert_claims(t, &vm.id, claims)?;
+            Ok(true)
+        })?;
+        if recorded { Ok(()) } else { Err(StoreError::NoAddress) }
     }
 
     /// All VMs, by name.
@@ -105,6 +136,23 @@ impl Store {
             c.prepare_cached("SELECT * FROM vms WHERE id = ?1")?
                 .query_row([id.as_str()], vm)
                 .optional()
+        })
+    }
+
+    /// Name and address of every VM that runs with a network device: one whose start has claimed the rules for one.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn running_addresses(&self) -> Result<Vec<(VmName, Ipv4Addr)>, StoreError> {
+        self.read("list the addresses of the VMs", |c| {
+            c.prepare_cached(
+                "SELECT name, address FROM vms WHERE state = ?1 AND address IS NOT NULL AND EXISTS
+                 (SELECT 1 FROM claims WHERE vm = vms.id AND json_extract(claim, '$.kind') = 'guard')",
+            )?
+            .query_map([to_word(&State::Running)?], |row| {
+                Ok((text(row, "name")?, text(row, "address")?))
+            })?
+            .collect()
         })
     }
 
@@ -148,6 +196,30 @@ impl Store {
             )
             .map(drop)
         })
+    }
+
+    /// Whether its network leads beyond the host, and the claim of that when the VM runs: recorded before it is made.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub fn set_nat(&self, id: &VmId, nat: bool, claim: Option<&Claim>) -> Result<(), StoreError> {
+        self.transaction("record where the VM's network leads", |t| {
+            t.execute("UPDATE vms SET nat = ?2 WHERE id = ?1", params![id.as_str(), nat])?;
+            insert_claims(t, id, claim.map(std::slice::from_ref).unwrap_or_default())
+        })
+    }
+
+    /// A VM that goes on holds less: released claims leave the ledger, the others keep their cause.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub fn end_partial_release(
+        &self,
+        id: &VmId,
+        released: &[i64],
+        failed: &[(i64, String)],
+    ) -> Result<(), StoreError> {
+        self.transaction("record what was released", |t| end_claims(t, id, released, failed))
     }
 
     /// It is no longer tied to the session that made it.
@@ -205,18 +277,7 @@ impl Store {
         problem: Option<&Problem>,
     ) -> Result<(), StoreError> {
         self.transaction("record what was released", |t| {
-            for sequence in released {
-                t.execute(
-                    "DELETE FROM claims WHERE vm = ?1 AND sequence = ?2",
-                    params![id.as_str(), sequence],
-                )?;
-            }
-            for (sequence, cause) in failed {
-                t.execute(
-                    "UPDATE claims SET problem = ?3 WHERE vm = ?1 AND sequence = ?2",
-                    params![id.as_str(), sequence, cause],
-                )?;
-            }
+            end_claims(t, id, released, failed)?;
             t.execute(
                 "UPDATE vms SET state = ?2, problem = ?3, boot_id = NULL, vmm = NULL WHERE id = ?1",
                 params![id.as_str(), to_word(&state)?, problem.map(to_json).transpose()?],
@@ -252,8 +313,45 @@ fn insert_claims(t: &Transaction<'_>, id: &VmId, claims: &[Claim]) -> rusqlite::
     Ok(())
 }
 
+fn end_claims(
+    t: &Transaction<'_>,
+    id: &VmId,
+    released: &[i64],
+    failed: &[(i64, String)],
+) -> rusqlite::Result<()> {
+    for sequence in released {
+        t.execute(
+            "DELETE FROM claims WHERE vm = ?1 AND sequence = ?2",
+            params![id.as_str(), sequence],
+        )?;
+    }
+    for (sequence, cause) in failed {
+        t.execute(
+            "UPDATE claims SET problem = ?3 WHERE vm = ?1 AND sequence = ?2",
+            params![id.as_str(), sequence, cause],
+        )?;
+    }
+    Ok(())
+}
+
+/// The least address of the network that no VM has.
+fn free_address(t: &Transaction<'_>, network: &Network) -> rusqlite::Result<Option<Ipv4Addr>> {
+    let taken = t
+        .prepare_cached("SELECT address FROM vms WHERE network = ?1")?
+        .query_map([network.number], |row| text(row, "address"))?
+        .collect::<rusqlite::Result<HashSet<Ipv4Addr>>>()?;
+    let all = (network.first().to_bits()..=network.last().to_bits()).map(Ipv4Addr::from_bits);
+    Ok(all.filter(|address| network.is_for_a_vm(*address)).find(|address| !taken.contains(address)))
+}
+
 fn vm(row: &Row<'_>) -> rusqlite::Result<VmRecord> {
+    let place = match (row.get("network")?, optional_text(row, "address")?) {
+        (Some(network), Some(address)) => Some(Place { network, address }),
+        _ => None,
+    };
     Ok(VmRecord {
+        place,
+        nat: row.get("nat")?,
         id: text(row, "id")?,
         name: text(row, "name")?,
         state: from_word(row, "state")?,

@@ -1,11 +1,12 @@
 //! What the database promises: durable, whole, never half-written, never of another version.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+use std::net::Ipv4Addr;
 use std::path::Path;
 
 use banger_api::vm::State;
 use banger_api::{Code, ImageName, KernelName, Problem, Size, VmId, VmName};
-use banger_host::{Claim, Installation, Mark};
+use banger_host::{Claim, Installation, Mark, Nat, Network};
 use banger_store::{Store, StoreError, VmRecord};
 use jiff::Timestamp;
 
@@ -36,6 +37,8 @@ fn vm(name: &str) -> VmRecord {
         slot: 0,
         config: Default::default(),
         entrypoint: false,
+        place: None,
+        nat: false,
     }
 }
 
@@ -51,7 +54,7 @@ fn a_vm_and_its_claims_are_there_after_the_database_is_opened_again() {
     let recorded = {
         let store = open(folder.path());
         let claims = claims(&store, &vm);
-        store.insert_vm(&vm, &claims[..1]).unwrap();
+        store.insert_vm(&vm, None, &claims[..1]).unwrap();
         store.begin_start(&vm.id, "qemu (tcg)", &claims[1..]).unwrap();
         claims
     };
@@ -69,9 +72,9 @@ fn two_vms_cannot_have_one_name_and_the_second_leaves_no_claims() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path());
     let first = vm("one");
-    store.insert_vm(&first, &claims(&store, &first)).unwrap();
+    store.insert_vm(&first, None, &claims(&store, &first)).unwrap();
     let second = vm("one");
-    let refused = store.insert_vm(&second, &claims(&store, &second)).unwrap_err();
+    let refused = store.insert_vm(&second, None, &claims(&store, &second)).unwrap_err();
     assert!(matches!(refused, StoreError::Taken { .. }), "{refused}");
     assert_eq!(store.all_claims().unwrap().len(), 2);
 }
@@ -81,7 +84,7 @@ fn a_vm_that_holds_claims_cannot_be_deleted() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path());
     let vm = vm("one");
-    store.insert_vm(&vm, &claims(&store, &vm)).unwrap();
+    store.insert_vm(&vm, None, &claims(&store, &vm)).unwrap();
     assert!(store.delete_vm(&vm.id).is_err());
     store.end_release(&vm.id, &[1, 2], &[], State::Stopped, None).unwrap();
     store.delete_vm(&vm.id).unwrap();
@@ -93,7 +96,7 @@ fn a_claim_that_could_not_be_released_stays_with_its_cause() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path());
     let vm = vm("one");
-    store.insert_vm(&vm, &claims(&store, &vm)).unwrap();
+    store.insert_vm(&vm, None, &claims(&store, &vm)).unwrap();
     let problem = Problem::new(Code::Leftover, "busy");
     store.end_release(&vm.id, &[2], &[(1, "busy".into())], State::Error, Some(&problem)).unwrap();
     let left = store.claims(&vm.id).unwrap();
@@ -143,12 +146,12 @@ fn every_vm_has_a_slot_of_its_own_and_a_free_one_is_used_again() {
     let store = Store::open(&folder.path().join("banger.db"), None).unwrap();
     let vms = ["a", "b", "c"].map(vm);
     for vm in &vms {
-        store.insert_vm(vm, &[]).unwrap();
+        store.insert_vm(vm, None, &[]).unwrap();
     }
     let slots = || -> Vec<u32> { store.vms().unwrap().iter().map(|vm| vm.slot).collect() };
     assert_eq!(slots(), [0, 1, 2]);
     store.delete_vm(&vms[1].id).unwrap();
-    store.insert_vm(&vm("d"), &[]).unwrap();
+    store.insert_vm(&vm("d"), None, &[]).unwrap();
     assert_eq!(slots(), [0, 2, 1]);
 }
 
@@ -172,4 +175,98 @@ fn a_database_of_the_first_version_gets_its_slots() {
     drop(first);
     let store = Store::open(&path, None).unwrap();
     assert_eq!(store.vms().unwrap().iter().map(|vm| vm.slot).collect::<Vec<_>>(), [1, 0]);
+}
+
+/// With room for five VMs.
+fn small() -> Network {
+    Network { number: 0, gateway: Ipv4Addr::new(10, 0, 0, 1), prefix: 29, mtu: 1500 }
+}
+
+#[test]
+fn a_vm_has_the_least_address_that_is_free_for_as_long_as_it_is_recorded() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    let network = small();
+    store.set_network("default", &network).unwrap();
+    let vms: Vec<VmRecord> = ["a", "b", "c", "d", "e"].map(vm).into();
+    for vm in &vms {
+        store.insert_vm(vm, Some(&network), &[]).unwrap();
+    }
+    let address = |vm: &VmRecord| store.vm(&vm.id).unwrap().unwrap().place.unwrap().address;
+    let last = |vm: &VmRecord| address(vm).octets()[3];
+    assert_eq!(vms.iter().map(last).collect::<Vec<_>>(), [2, 3, 4, 5, 6]);
+    let more = store.insert_vm(&vm("f"), Some(&network), &[]).unwrap_err();
+    assert!(matches!(more, StoreError::NoAddress), "{more}");
+    store.delete_vm(&vms[1].id).unwrap();
+    let new = vm("g");
+    store.insert_vm(&new, Some(&network), &[]).unwrap();
+    assert_eq!((last(&new), last(&vms[4])), (3, 6));
+}
+
+#[test]
+fn a_network_is_changed_only_when_no_vm_is_in_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    store.set_network("default", &small()).unwrap();
+    let other = Network { gateway: Ipv4Addr::new(10, 9, 0, 1), ..small() };
+    store.set_network("default", &other).unwrap();
+    assert_eq!(store.network(0).unwrap().unwrap().network, other);
+    store.insert_vm(&vm("a"), Some(&other), &[]).unwrap();
+    assert!(store.set_network("default", &small()).is_err());
+    let found = store.networks().unwrap();
+    assert_eq!((found[0].network, found[0].vms), (other, 1));
+}
+
+#[test]
+fn what_lets_a_running_vm_out_is_recorded_before_it_is_made_and_forgotten_when_it_is_gone() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    store.set_network("default", &small()).unwrap();
+    let vm = vm("a");
+    store.insert_vm(&vm, Some(&small()), &[]).unwrap();
+    let claim = Claim::Nat(Nat {
+        mark: Mark::new(store.installation().clone(), vm.id.clone()),
+        network: small(),
+        address: Ipv4Addr::new(10, 0, 0, 2),
+    });
+    store.set_nat(&vm.id, true, Some(&claim)).unwrap();
+    let rows = store.claims(&vm.id).unwrap();
+    assert_eq!(rows.iter().map(|row| &row.claim).collect::<Vec<_>>(), [&claim]);
+    assert!(store.vm(&vm.id).unwrap().unwrap().nat);
+    let failed = [(rows[0].sequence, "busy".to_owned())];
+    store.end_partial_release(&vm.id, &[], &failed).unwrap();
+    assert_eq!(store.claims(&vm.id).unwrap()[0].problem.as_deref(), Some("busy"));
+    store.end_partial_release(&vm.id, &[rows[0].sequence], &[]).unwrap();
+    assert_eq!(store.claims(&vm.id).unwrap(), []);
+}
+
+#[test]
+fn a_database_of_before_networks_keeps_its_claims() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("banger.db");
+    let id = VmId::random().unwrap();
+    {
+        let old = rusqlite::Connection::open(&path).unwrap();
+        for version in 1..=3 {
+            let file = format!("{}/src/migrations/000{version}.sql", env!("CARGO_MANIFEST_DIR"));
+            old.execute_batch(&std::fs::read_to_string(file).unwrap()).unwrap();
+        }
+        old.pragma_update(None, "user_version", 3).unwrap();
+        let id = id.as_str();
+        old.execute_batch(&format!(
+            r#"INSERT INTO installation VALUES (1, '0a1b');
+               INSERT INTO vms (id, name, state, image, image_digest, kernel, kernel_digest, cpus, memory_bytes, disk_bytes,
+                                disk_driver, ephemeral, created_at, slot)
+               VALUES ('{id}', 'old', 'running', 'i', 'd', 'k', 'd', 1, 1, 1, 'overlay', 0, '2026-01-01T00:00:00Z', 0);
+               INSERT INTO claims VALUES ('{id}', 1, 'run', '{{"kind":"bridge","installation":"0a1b"}}', NULL);
+               INSERT INTO claims VALUES ('{id}', 2, 'run', '{{"kind":"tap","mark":"bg0a1b-{id}","uid":5000}}', NULL);"#
+        ))
+        .unwrap();
+    }
+    let store = open(folder.path());
+    let held: Vec<String> =
+        store.claims(&id).unwrap().iter().map(|row| row.claim.held().to_string()).collect();
+    assert_eq!(held.len(), 2);
+    assert!(held[0].contains("bridge") && held[1].contains("tap"), "{held:?}");
+    assert_eq!(store.vm(&id).unwrap().unwrap().place, None);
 }

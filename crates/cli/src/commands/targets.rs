@@ -56,6 +56,17 @@ pub(crate) fn vm_path(target: &str) -> Result<String, Problem> {
     Ok(format!("/v1/vms/{target}"))
 }
 
+/// The path of a network that the user named.
+pub(crate) fn network_path(name: &str) -> Result<String, Problem> {
+    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    if name.is_empty() || name.len() > 63 || !name.bytes().all(allowed) {
+        return Err(Problem::new(Code::Invalid, format!("{name:?} is no network's name"))
+            .because("it is made of a-z, 0-9 and -, at most 63 of them")
+            .remedy("see `banger network list`"));
+    }
+    Ok(format!("/v1/networks/{name}"))
+}
+
 /// The path of an image or kernel, whose name may hold slashes: they are one segment of the path.
 pub(crate) fn artifact_path(collection: &str, name: &str) -> String {
     format!("/v1/{collection}/{}", name.replace('/', "%2F"))

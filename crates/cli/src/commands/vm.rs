@@ -11,6 +11,7 @@ mod logs;
 mod prune;
 mod restart;
 mod run;
+mod set;
 mod show;
 mod spec;
 mod start;
@@ -28,6 +29,7 @@ pub(crate) enum Verb {
     #[command(visible_alias = "ls")]
     List(list::Args),
     Show(show::Args),
+    Set(set::Args),
     Create(create::Args),
     Start(start::Args),
     Stop(stop::Args),
@@ -46,6 +48,7 @@ impl Verb {
             Verb::Exec(args) => exec::run(args, context).await,
             Verb::List(_) => list::run(context).await,
             Verb::Show(args) => show::run(args, context).await,
+            Verb::Set(args) => set::run(args, context).await,
             Verb::Create(args) => create::run(args, context).await,
             Verb::Start(args) => start::run(args, context).await,
             Verb::Stop(args) => stop::run(args, context).await,

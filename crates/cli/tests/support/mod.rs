@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -282,6 +283,8 @@ fn vm(name: &str, state: vm::State) -> Vm {
         cpus: 2,
         memory_bytes: Size::gib(1),
         disk_bytes: Size::gib(8),
+        address: Some(Ipv4Addr::new(10, 213, 0, 2)),
+        nat: false,
         ephemeral: false,
         created_at: jiff::Timestamp::now() - jiff::SignedDuration::from_hours(50),
         started_at: None,

@@ -4,6 +4,7 @@ mod artifacts;
 mod exec;
 mod follow;
 mod logs;
+mod networks;
 mod vms;
 
 use std::io;
@@ -57,7 +58,7 @@ fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/doctor/deep", post(doctor_deep))
         .route("/v1/vms", get(vms::list).post(vms::create))
         .route("/v1/vms/prune", post(vms::prune))
-        .route("/v1/vms/{vm}", get(vms::show).delete(vms::delete))
+        .route("/v1/vms/{vm}", get(vms::show).patch(vms::set).delete(vms::delete))
         .route("/v1/vms/{vm}/start", post(vms::start))
         .route("/v1/vms/{vm}/stop", post(vms::stop))
         .route("/v1/vms/{vm}/restart", post(vms::restart))
@@ -83,6 +84,8 @@ fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/kernels/pull", post(artifacts::pull_kernel))
         .route("/v1/catalog", post(artifacts::catalog))
         .route("/v1/kernels/{*name}", get(artifacts::kernel).delete(artifacts::delete_kernel))
+        .route("/v1/networks", get(networks::list))
+        .route("/v1/networks/{name}", get(networks::show))
         .route("/v1/bench/boot", get(vms::bench_boot))
         .route("/v1/bench/start", get(vms::bench_start))
         .route("/v1/operations", get(operations))

@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::Response;
 use banger_api::channel::InitState;
-use banger_api::vm::{CreateVm, KillVm, State as VmState, StopVm, Vm};
+use banger_api::vm::{CreateVm, KillVm, SetVm, State as VmState, StopVm, Vm};
 use banger_api::{Code, Problem, VmId};
 use rustix::process::Signal;
 use tokio::sync::watch;
@@ -120,6 +120,16 @@ impl Daemon {
 pub(super) async fn start(State(daemon): App, Found(vm): Found) -> Result<Response, Failure> {
     run(&daemon, "vm start", vm.name.as_str(), |daemon, operation| async move {
         daemon.start(&vm.id, &operation).await.map(shown)
+    })
+}
+
+pub(super) async fn set(
+    State(daemon): App,
+    Found(vm): Found,
+    Body(request): Body<SetVm>,
+) -> Result<Response, Failure> {
+    run(&daemon, "vm set", vm.name.as_str(), |daemon, operation| async move {
+        daemon.set(&vm.id, &request, &operation).await.map(shown)
     })
 }
 

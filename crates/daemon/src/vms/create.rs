@@ -14,7 +14,7 @@ use crate::config::HostSize;
 use crate::daemon::Daemon;
 use crate::ledger::{self, Scope};
 use crate::operations::Operation;
-use crate::{names, problems};
+use crate::{names, networks, problems};
 
 /// Firecracker's limit, which a VM that is to move between VMMs keeps.
 const MOST_CPUS: u32 = 32;
@@ -34,6 +34,14 @@ struct Sizes {
     disk: Size,
 }
 
+/// What a new VM is made of.
+struct Of {
+    image: ImageRecord,
+    kernel: KernelRecord,
+    driver: &'static dyn Driver,
+    image_file: StateFile,
+}
+
 impl Daemon {
     /// Makes the VM's record and disk. `made` is told its id as soon as it is recorded.
     ///
@@ -50,14 +58,23 @@ impl Daemon {
         if let Some(name) = &request.name {
             self.refuse_taken(name)?;
         }
+        let networks = self.networks_work().await;
+        if let (true, Err(why)) = (request.nat, &networks) {
+            return Err(networks::no_network(why)
+                .remedy("leave --nat away; `banger doctor` shows what is missing"));
+        }
         let image = self.image_for(request.image.as_ref(), operation).await?;
         let kernel = self.kernel_for(request.kernel.as_ref(), operation).await?;
         operation.stage("record", "recording the VM");
         let image_file = self.state_file(&self.image_path(&image.digest))?;
         let driver = self.driver_for_new(&image_file).await?;
-        let (request, of) = (request.clone(), image_file.clone());
+        let of = Of { image, kernel, driver, image_file: image_file.clone() };
+        let (request, working) = (request.clone(), operation.clone());
+        let with_network = networks.is_ok();
         let vm = self
-            .blocking(move |daemon| daemon.insert(&request, sizes, &image, &kernel, driver, &of))
+            .blocking(move |daemon| {
+                daemon.insert(&request, sizes, &of, with_network.then_some(&working))
+            })
             .await??;
         made(&vm.id);
         let id = vm.id.clone();
@@ -125,6 +142,9 @@ impl Daemon {
         });
         parts.push(format!("{} memory", sizes.memory));
         parts.push(format!("{} disk", sizes.disk));
+        if request.nat {
+            parts.push("NAT".to_owned());
+        }
         if request.ephemeral {
             parts.push("deleted when its session ends".to_owned());
         }
@@ -140,11 +160,10 @@ impl Daemon {
         &self,
         request: &CreateVm,
         sizes: Sizes,
-        image: &ImageRecord,
-        kernel: &KernelRecord,
-        driver: &'static dyn Driver,
-        image_file: &StateFile,
+        of: &Of,
+        network: Option<&Operation>,
     ) -> Result<VmRecord, Problem> {
+        let Of { image, kernel, driver, image_file } = of;
         if driver.begins_as_image() {
             let path = image_file.below(&self.places.state);
             let least = std::fs::metadata(path).map_or(0, |data| data.len());
@@ -167,6 +186,7 @@ impl Daemon {
                 return Err(Problem::new(Code::Conflict, message).remedy("repeat the command"));
             }
         }
+        let network = network.map(|operation| self.network_for_new(operation)).transpose()?;
         // An id or a made-up name that is there already is drawn again; a given name is the user's to change.
         for _ in 0..20 {
             let random =
@@ -204,15 +224,18 @@ impl Daemon {
                 slot: 0,
                 config: image.config.clone(),
                 entrypoint,
+                place: None,
+                nat: request.nat,
             };
             let mark = self.mark(&vm.id);
-            let claims = plan::record_claims(&vm, &mark, driver, image_file, &self.places);
-            match self.store.insert_vm(&vm, &claims) {
+            let claims = plan::record_claims(&vm, &mark, *driver, image_file, &self.places);
+            match self.store.insert_vm(&vm, network.as_ref(), &claims) {
                 Ok(()) => return Ok(vm),
                 Err(StoreError::Taken { .. }) if request.name.is_some() => {
                     self.refuse_taken(&name)?
                 }
                 Err(StoreError::Taken { .. }) => {}
+                Err(StoreError::NoAddress) => return Err(no_address()),
                 Err(error) => return Err(problems::store(error)),
             }
         }
@@ -274,6 +297,11 @@ fn is_init_path(path: &str) -> bool {
     path.starts_with('/')
         && path.len() <= 256
         && path.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"')
+}
+
+fn no_address() -> Problem {
+    Problem::new(Code::Conflict, "every address of the network has its VM")
+        .remedy("delete VMs that are no longer needed, or name a larger subnet in config.toml when there are none")
 }
 
 fn taken(name: &VmName) -> Problem {

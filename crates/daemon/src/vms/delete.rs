@@ -26,6 +26,7 @@ impl Daemon {
         let vm_id = id.clone();
         self.blocking(move |daemon| {
             daemon.store.set_state(&vm_id, State::Deleting).map_err(problems::store)?;
+            daemon.publish_names();
             daemon.release_all(&vm_id)
         })
         .await??;

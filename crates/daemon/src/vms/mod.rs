@@ -14,6 +14,7 @@
 pub mod create;
 pub mod delete;
 pub mod plan;
+pub mod set;
 pub mod slot;
 pub mod start;
 pub mod stop;
@@ -41,6 +42,8 @@ pub fn shown(record: VmRecord) -> Vm {
         cpus: record.cpus,
         memory_bytes: record.memory,
         disk_bytes: record.disk,
+        address: record.place.map(|place| place.address),
+        nat: record.nat,
         ephemeral: record.ephemeral,
         created_at: record.created_at,
         started_at: record.started_at,

@@ -3,7 +3,7 @@
 use banger_host::{Claim, Mark, Places, StateFile};
 use banger_storage::Driver;
 use banger_store::VmRecord;
-use banger_vmm::Machine;
+use banger_vmm::{Machine, NetworkDevice};
 
 use crate::config::UidRange;
 
@@ -32,7 +32,7 @@ pub fn record_claims(
 }
 
 /// What the VMM is to run. What a VM holds from start to stop is what the VMM claims for it. `uids` is where VMMs are
-/// jailed, each under a user of its own.
+/// jailed, each under a user of its own; `network` is the device by which it is in a network.
 #[must_use]
 pub fn machine(
     vm: &VmRecord,
@@ -41,6 +41,7 @@ pub fn machine(
     boot: &Boot,
     places: &Places,
     uids: Option<UidRange>,
+    network: Option<NetworkDevice>,
 ) -> Machine {
     Machine {
         mark: mark.clone(),
@@ -56,6 +57,7 @@ pub fn machine(
         ],
         drives: driver.drives(mark, &boot.image),
         storage: driver.run_claims(mark, &boot.image, vm.disk.as_bytes()),
+        network,
         uid: uids.and_then(|uids| uids.of(vm.slot)),
         log_limit_bytes: LOG_LIMIT_BYTES,
     }

@@ -67,7 +67,8 @@ impl Daemon {
         let boot = self.boot_files(vm).await?;
         let driver = self.driver(vm)?;
         let uids = (self.jails() && vmm.api().is_some()).then_some(self.uids);
-        let machine = plan::machine(vm, &mark, driver, &boot, &self.places, uids);
+        let network = self.network_device(vm, operation).await?;
+        let machine = plan::machine(vm, &mark, driver, &boot, &self.places, uids, network);
         if uids.is_some() && machine.uid.is_none() {
             return Err(no_uid(vm, self.uids));
         }
@@ -170,6 +171,7 @@ impl Daemon {
             daemon.store.set_running(&id, &boot_id, at).map_err(problems::store)
         })
         .await??;
+        self.publish_names();
         slot.channel.send_replace(Some(channel));
         let record = self.record(&vm.id)?;
         self.mind(vm.id.clone(), watched, agent_of(&record));
@@ -225,14 +227,16 @@ impl Daemon {
         let (id, outcome) = (id.clone(), outcome.cloned());
         let left = self
             .blocking(move |daemon| {
-                ledger::release(
+                let left = ledger::release(
                     daemon.host.as_ref(),
                     &daemon.store,
                     &id,
                     Scope::Run,
                     state,
                     outcome.as_ref(),
-                )
+                );
+                daemon.publish_names();
+                left
             })
             .await?
             .map_err(problems::store)?;

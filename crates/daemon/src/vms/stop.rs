@@ -134,8 +134,13 @@ impl Daemon {
 
     async fn set_state(self: &Arc<Self>, id: &VmId, state: State) -> Result<(), Problem> {
         let id = id.clone();
-        self.blocking(move |daemon| daemon.store.set_state(&id, state))
-            .await?
-            .map_err(problems::store)
+        self.blocking(move |daemon| {
+            let set = daemon.store.set_state(&id, state);
+            // Who looks for its name from now on is not to come.
+            daemon.publish_names();
+            set
+        })
+        .await?
+        .map_err(problems::store)
     }
 }

@@ -29,12 +29,15 @@ pub(crate) struct Spec {
     /// Size of its disk, such as 8G; a bare number is MiB
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     disk: Option<Size>,
+    /// Let it reach the internet, and what else the host reaches, under the host's address
+    #[arg(long)]
+    nat: bool,
 }
 
 impl Spec {
     /// Of a VM that runs its image's program at each start, or only what it is told to.
     pub(crate) fn request(self, start: bool, ephemeral: bool, entrypoint: bool) -> CreateVm {
-        let Self { name, image, init, kernel, cpus, memory, disk } = self;
+        let Self { name, image, init, kernel, cpus, memory, disk, nat } = self;
         CreateVm {
             name,
             image,
@@ -44,6 +47,7 @@ impl Spec {
             disk_bytes: disk,
             init,
             entrypoint,
+            nat,
             start,
             ephemeral,
         }

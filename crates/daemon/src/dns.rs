@@ -1,0 +1,113 @@
+//! DNS in the daemon: which names there are, and where they are answered. The host asks at 127.0.0.1, guests at the
+//! gateway of their network, where the rules lead their port 53 to ours.
+
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use banger_dns::{Guests, Names, Sockets, Subnet, serve_authoritative, serve_guests};
+use banger_host::Network;
+use banger_host::root::DNS_PORT;
+use tokio_util::sync::CancellationToken;
+
+use crate::daemon::Daemon;
+use crate::problems;
+
+/// What the names of VMs end with; guests know it too.
+pub const ZONE: &str = "vm";
+
+/// The names of the VMs that run, and the servers that answer for them.
+#[derive(Debug)]
+pub struct Dns {
+    names: Names,
+    /// By address. A server that could not be had is here with the reason, and is tried again when it is next needed.
+    servers: Mutex<HashMap<Ipv4Addr, Result<(), String>>>,
+}
+
+impl Default for Dns {
+    fn default() -> Self {
+        let names = Names::new(ZONE).expect("it is a zone's name");
+        Self { names, servers: Mutex::default() }
+    }
+}
+
+impl Dns {
+    /// Whether the server at this address answers; `None` when nobody has asked for one.
+    #[must_use]
+    pub fn server(&self, address: Ipv4Addr) -> Option<Result<(), String>> {
+        self.servers().get(&address).cloned()
+    }
+
+    /// Answers at this address from now on, if that is not so already. In a runtime.
+    fn serve(&self, address: Ipv4Addr, guests: Option<Guests>) -> Result<(), String> {
+        let mut servers = self.servers();
+        if let Some(Ok(())) = servers.get(&address) {
+            return Ok(());
+        }
+        let begun = Sockets::bind(SocketAddrV4::new(address, DNS_PORT))
+            .map(|sockets| {
+                let (names, stop) = (self.names.clone(), CancellationToken::new());
+                drop(tokio::spawn(async move {
+                    let ended = match guests {
+                        None => serve_authoritative(sockets, names, stop).await,
+                        Some(guests) => serve_guests(sockets, names, guests, stop).await,
+                    };
+                    if let Err(error) = ended {
+                        tracing::error!(%address, %error, "the DNS server has ended");
+                    }
+                }));
+            })
+            .map_err(|error| problems::dns(&error).to_string());
+        servers.insert(address, begun.clone());
+        begun
+    }
+
+    fn servers(&self) -> MutexGuard<'_, HashMap<Ipv4Addr, Result<(), String>>> {
+        self.servers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Daemon {
+    /// Answers the host for the names of VMs. Without it VMs run as well; `doctor` says so.
+    pub fn serve_names(&self) {
+        if let Err(why) = self.dns.serve(Ipv4Addr::LOCALHOST, None) {
+            tracing::warn!(%why, "the host will not be told the names of VMs");
+        }
+        // VMs that outlived the last daemon.
+        for record in self.store.networks().unwrap_or_default() {
+            if record.vms > 0
+                && let Err(why) = self.serve_network(&record.network)
+            {
+                tracing::warn!(%why, "guests will not be told names");
+            }
+        }
+        self.publish_names();
+    }
+
+    /// Answers the guests of a network.
+    ///
+    /// # Errors
+    /// In a sentence: why not.
+    pub(crate) fn serve_network(&self, network: &Network) -> Result<(), String> {
+        let subnet = Subnet::new(network.gateway, network.prefix).map_err(|e| e.to_string())?;
+        self.dns.serve(network.gateway, Some(Guests::new(vec![subnet])))
+    }
+
+    /// Brings the names up to date with the VMs that run.
+    pub(crate) fn publish_names(&self) {
+        let published = self.store.running_addresses().map_err(|e| e.to_string()).and_then(|all| {
+            let subnets = self.store.networks().map_err(|e| e.to_string())?;
+            let subnets = subnets.iter().map(|record| &record.network);
+            self.dns.names.set_subnets(
+                subnets
+                    .filter_map(|network| Subnet::new(network.gateway, network.prefix).ok())
+                    .collect(),
+            );
+            let all = all.iter().map(|(name, address)| (name.as_str(), *address));
+            self.dns.names.replace(all).map_err(|e| e.to_string())
+        });
+        if let Err(why) = published {
+            tracing::error!(%why, "the names of VMs are not up to date");
+        }
+    }
+}
