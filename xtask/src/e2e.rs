@@ -11,7 +11,7 @@ use crate::programs::Call;
 use crate::project;
 use crate::report::Report;
 use crate::test;
-use crate::testhost;
+use crate::testhost::{self, Extent};
 
 /// Where these tests keep the kernel and the images that they made, below the target folder.
 pub(crate) const CACHE: &str = "e2e-cache";
@@ -46,7 +46,7 @@ pub(crate) fn in_test_host(
     let built = report.stage("build", log, |log, _| build::all(Profile::Dev, target, log));
     if let Some(built) = built {
         report.stage("tests in the test host", log, |log, sum| {
-            testhost::run_tests(packages, filter, target, &built, log, sum)
+            testhost::run_tests(packages, Extent::Whole, filter, target, &built, log, sum)
         });
     }
 }

@@ -48,6 +48,7 @@ pub(crate) const TO_RUN: &[Need] = &[
     program("gpg", "gpg", "tells mmdebstrap which key signs an archive"),
     program("mount", "mount", "mmdebstrap sets packages up with /proc and /dev in place"),
     program("tar", "tar", "unpacks root filesystems"),
+    program("nft", "nftables", "keeps VMs from what they are not to reach"),
     file(
         "/var/lib/dpkg/info/debian-archive-keyring.list",
         "debian-archive-keyring",
@@ -80,6 +81,8 @@ pub(crate) const TO_TEST: &[Need] = &[
     program("minisign", "minisign", "signs the kernel catalogs of the tests"),
     program("openssl", "openssl", "makes the certificate of a registry that speaks TLS"),
     program("umoci", "umoci", "is the other opinion on what an image holds"),
+    program("ip", "iproute2", "gives each test a network of its own"),
+    program("dig", "bind9-dnsutils", "asks the DNS server, and checks its answers"),
     program("pip3", "python3-pip", "fetches Firecracker and its jailer"),
     program("qemu-img", "qemu-utils", "makes the test host's disks"),
     program("ssh", "openssh-client", "is the way into the test host"),

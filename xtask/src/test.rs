@@ -11,6 +11,7 @@ use crate::host::Distribution;
 use crate::log::Log;
 use crate::programs::{Call, find};
 use crate::report::Report;
+use crate::testhost::Extent;
 use crate::{e2e, firecracker, packages, project, testhost, tidy};
 
 /// Whether all is well. What is not has been shown when this returns, so that the sum is the last that is said.
@@ -53,7 +54,7 @@ pub(crate) fn run(filter: Option<&str>) -> Result<bool, Failure> {
         e2e::here(&mut report, &built, filter, log);
         if image.is_some() {
             report.stage("tests in the test host", log, |log, sum| {
-                testhost::run_tests(&[], filter, &target, &built, log, sum)
+                testhost::run_tests(&[], Extent::OfThisHost, filter, &target, &built, log, sum)
             });
         }
     } else {

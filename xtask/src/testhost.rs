@@ -32,7 +32,7 @@ use crate::{e2e, firecracker, host, packages, project, test_programs};
 
 use machine::Lease;
 use ssh::{Ssh, quoted};
-pub(crate) use suite::REASONS;
+pub(crate) use suite::{Extent, REASONS};
 
 /// The host of a person, among those of test runs, which are named by our process ids.
 const PERSONS: &str = "up";
@@ -49,13 +49,14 @@ pub(crate) fn ensure_image(target: &Path, log: &mut Log) -> Result<(), Failure> 
 /// Runs the tests of the test host, of these packages or of all. The programs under test are in `built`.
 pub(crate) fn run_tests(
     packages: &[&str],
+    extent: Extent,
     filter: Option<&str>,
     target: &Path,
     built: &Path,
     log: &mut Log,
     sum: &mut Sum,
 ) -> Result<(), Failure> {
-    let plans = suite::plans(test_programs::build(packages, log)?, filter)?;
+    let plans = suite::plans(test_programs::build(packages, log)?, extent, filter)?;
     if plans.is_empty() {
         log.line("none of these tests is for the test host");
         return Ok(());

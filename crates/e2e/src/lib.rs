@@ -13,6 +13,7 @@
 
 mod backend;
 mod installed;
+mod network;
 mod outcome;
 mod processes;
 mod programs;
@@ -25,13 +26,14 @@ pub use backend::{Backend, firecracker_folder};
 pub use installed::{
     Installed, as_root, as_user, installed, installed_before, installed_for_later,
 };
+pub use network::Outside;
 pub use outcome::Outcome;
 pub use processes::{processes_marked, wait_until};
 pub use programs::{built, run};
 pub use registry::{Registry, write_layout};
 pub use template::{busybox_layer, busybox_tar, home as template_home};
 pub use terminal::Terminal;
-pub use world::{Background, Claim, World, in_world, in_world_at};
+pub use world::{Background, Claim, World, in_world, in_world_at, in_world_with_archive};
 
 /// Name of the image that boots to systemd: the default one.
 pub const SYSTEMD: &str = "debian:bookworm";

@@ -10,6 +10,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::backend::{Backend, cgroups};
+use crate::network;
 use crate::outcome::Outcome;
 use crate::processes::{processes_marked, wait_until};
 use crate::programs::{built, new, run};
@@ -25,6 +26,8 @@ pub struct World {
     home: PathBuf,
     bin: PathBuf,
     installation: String,
+    /// What its network was before there was a daemon in it.
+    network: Option<String>,
 }
 
 /// Runs a test's body in a new world, then takes the world down and asserts that nothing of it is left on the host.
@@ -33,9 +36,23 @@ pub fn in_world(body: impl FnOnce(&World)) {
     in_world_at(folder.path(), body);
 }
 
+/// As [`in_world`], in the host's own network, from which the distribution's archive is reached.
+pub fn in_world_with_archive(body: impl FnOnce(&World)) {
+    let folder = tempfile::Builder::new().prefix("banger-e2e-").tempdir().unwrap();
+    live(World::copy_template(folder.path()), body);
+}
+
 /// As [`in_world`], in a folder of the caller's, which is on the filesystem that the test is about.
 pub fn in_world_at(folder: &Path, body: impl FnOnce(&World)) {
-    let world = World::copy_template(folder);
+    let mut world = World::copy_template(folder);
+    if rustix::process::geteuid().is_root() {
+        network::enter_own();
+        world.network = Some(network::state());
+    }
+    live(world, body);
+}
+
+fn live(world: World, body: impl FnOnce(&World)) {
     match catch_unwind(AssertUnwindSafe(|| {
         body(&world);
         world.delete_all();
@@ -53,6 +70,8 @@ pub fn in_world_at(folder: &Path, body: impl FnOnce(&World)) {
 impl World {
     /// Hard links to the template's artifacts, a copy of its database, and an installation id of its own.
     fn copy_template(folder: &Path) -> Self {
+        // The template may have to be fetched.
+        network::leave();
         let template = template::home();
         let home = folder.join("home");
         for part in ["state/images", "state/kernels", "state/initramfs", "cache"] {
@@ -70,7 +89,7 @@ impl World {
         let installation = banger_api::ids::random_text(4).unwrap();
         let database = rusqlite::Connection::open(home.join("state/banger.db")).unwrap();
         database.execute("UPDATE installation SET id = ?1", [&installation]).unwrap();
-        Self { home, bin: built(), installation }
+        Self { home, bin: built(), installation, network: None }
     }
 
     /// `banger ARGS…`, to its end.
@@ -308,13 +327,16 @@ impl World {
         assert_eq!(finding["verdict"], "PASS", "{finding}");
     }
 
-    /// No process, folder, socket or stray of this world's.
+    /// No process, folder, socket or stray of this world's, and its network is as it was.
     #[track_caller]
     pub fn nothing_is_left(&self) {
         assert_eq!(self.vms(), Vec::<serde_json::Value>::new());
         self.no_strays();
         assert_eq!(self.processes(), Vec::<String>::new());
         assert_eq!(cgroups(&self.installation), Vec::<PathBuf>::new());
+        if let Some(before) = &self.network {
+            assert_eq!(&network::state(), before);
+        }
         for folder in ["state/vms", "run/vms", "state/jails/firecracker"] {
             if !self.home.join(folder).exists() {
                 continue;

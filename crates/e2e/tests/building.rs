@@ -3,11 +3,11 @@
 
 use std::time::Duration;
 
-use banger_e2e::{in_world, wait_until};
+use banger_e2e::{in_world_with_archive, wait_until};
 
 #[test]
 fn a_daemon_killed_while_it_builds_an_image_leaves_no_program_no_mount_and_no_file() {
-    in_world(|world| {
+    in_world_with_archive(|world| {
         let build = world.background(&["image", "build", "--debian", "bookworm", "--name", "new"]);
         let images = world.home().join("state/images");
         let unpacking = || {

@@ -4,7 +4,7 @@
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 
-use banger_e2e::{BUSYBOX, Backend, built, busybox_tar, in_world};
+use banger_e2e::{BUSYBOX, Backend, built, busybox_tar, in_world, in_world_with_archive};
 
 #[test]
 fn many_commands_at_once_on_an_empty_home_start_one_daemon() {
@@ -25,7 +25,7 @@ fn many_commands_at_once_on_an_empty_home_start_one_daemon() {
 #[test]
 fn an_ordinary_user_has_all_of_it_without_root() {
     const NOBODY: u32 = 65534;
-    in_world(|world| {
+    in_world_with_archive(|world| {
         let home = world.home().join("nobody");
         std::fs::create_dir(&home).unwrap();
         chown(&home, Some(NOBODY), Some(NOBODY)).unwrap();

@@ -3,6 +3,8 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use banger_e2e::{BUSYBOX, Installed, SYSTEMD, as_root, installed, wait_until};
@@ -64,6 +66,20 @@ fn a_user_runs_vms_without_sudo_and_a_vmm_can_do_nothing_but_run_its_guest() {
             banger.vmm_pids().into_iter().map(|pid| status(pid)["Uid"].clone()).collect();
         assert_eq!(users.len(), 2);
         assert_ne!(users[0], users[1]);
+        // The host reaches it, and it reaches beyond the host when it may: the helper's unit lets that be.
+        let serve =
+            "busybox nc -ll -p 7 -e cat & until busybox netstat -tln | grep -q :7; do :; done";
+        banger.banger(["vm", "exec", "two", "--", "sh", "-c", serve]).succeeds();
+        let address = banger.vm("two")["address"].as_str().unwrap().to_owned();
+        let mut stream = TcpStream::connect((address, 7)).unwrap();
+        stream.write_all(b"hello").unwrap();
+        stream.read_exact(&mut [0; 5]).unwrap();
+        let forwards = || fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap();
+        let before = forwards();
+        banger.banger(["vm", "set", "two", "--nat", "on"]).succeeds();
+        assert_eq!(forwards(), "1\n");
+        banger.banger(["vm", "set", "two", "--nat", "off"]).succeeds();
+        assert_eq!(forwards(), before);
         // Nor is the daemon root.
         let daemon = banger.unit_pid("bangerd.service").unwrap();
         assert_ne!(status(daemon)["Uid"].split_whitespace().next(), Some("0"));

@@ -1,5 +1,5 @@
-//! The tests that run in the test host: every test of banger-e2e but those that need an archive, and of the other crates
-//! those that say that they need this host.
+//! The tests that run in the test host: those of banger-e2e but what needs an archive, and of the other crates those that
+//! say that they need this host.
 //!
 //! ```text
 //! for each test program     thaw a host ─► its tests ─► if the host died: thaw another ─► the tests that were not done
@@ -39,10 +39,22 @@ const NOT_THERE: [(&str, &str); 4] = [
     ("registry", "pulls from a registry that it starts"),
     ("kernels", "signs a catalog by a program that is not there"),
 ];
+/// Its test programs about what is the same on every host: what the CLI says, what a command in a guest gets. In the test host
+/// they are run only when somebody asks for that ([`Extent::Whole`]): every guest there boots twice emulated.
+const SAME_EVERYWHERE: [&str; 4] = ["exec", "first_start", "limits", "run"];
 /// Its test programs that boot many guests at once: one test at a time, since the emulation bears two booting guests.
 const ONE_AT_A_TIME: [&str; 1] = ["many"];
 /// What one program's tests may take, of one part.
 const MOST: Duration = Duration::from_secs(420);
+
+/// How much of the suite is run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Extent {
+    /// All that can be run there.
+    Whole,
+    /// Without what is [`SAME_EVERYWHERE`], unless it is asked for by a filter.
+    OfThisHost,
+}
 
 /// A test program with its tests of the test host.
 #[derive(Debug)]
@@ -57,15 +69,19 @@ pub(super) struct Plan {
 /// What runs there, of these programs. Programs without a test are left out.
 pub(super) fn plans(
     programs: Vec<TestProgram>,
+    extent: Extent,
     filter: Option<&str>,
 ) -> Result<Vec<Plan>, Failure> {
+    let left_out = |name: &str| {
+        NOT_THERE.iter().any(|(there, _)| *there == name)
+            || extent == Extent::OfThisHost && filter.is_none() && SAME_EVERYWHERE.contains(&name)
+    };
     let mut plans = Vec::new();
     let mut programs = programs;
     programs.sort_by_key(TestProgram::title);
     for program in programs {
         let elsewhere = program.elsewhere(filter)?;
-        let is_everywhere =
-            program.of == EVERYWHERE && !NOT_THERE.iter().any(|(name, _)| *name == program.name);
+        let is_everywhere = program.of == EVERYWHERE && !left_out(&program.name);
         let tests = if is_everywhere { program.tests(filter)? } else { Vec::new() };
         let parts = parts(tests, &elsewhere)
             .map_err(|failure| failure.because(format!("in {}", program.title())))?;

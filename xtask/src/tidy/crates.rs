@@ -15,7 +15,7 @@ use super::{Finding, Tree};
 ///             └──► host ◄──┴──────┘        │      │      │
 ///           helper ─┘└──────► api ◄────────┴──────┴──────┘
 /// ```
-/// Planners (vmm, storage) know the host's claims, not its `Host`; image knows nobody; cli and agent know the wire only.
+/// Planners (vmm, storage) know the host's claims, not its `Host`; image and dns know nobody; cli and agent know the wire only.
 const EDGES: &[(&str, &[&str])] = &[
     ("banger-agent", &["banger-api"]),
     ("banger-api", &[]),
@@ -25,6 +25,7 @@ const EDGES: &[(&str, &[&str])] = &[
         "banger-daemon",
         &[
             "banger-api",
+            "banger-dns",
             "banger-host",
             "banger-image",
             "banger-registry",
@@ -33,6 +34,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "banger-vmm",
         ],
     ),
+    ("banger-dns", &[]),
     ("banger-e2e", &["banger-api"]),
     ("banger-ext4", &[]),
     ("banger-helper", &["banger-api", "banger-host"]),
