@@ -11,10 +11,10 @@ use support::World;
 fn a_list_is_a_table() {
     World::with_daemon().banger(&["vm", "list"]).assert().code(0).stderr_eq("").stdout_eq(str![[
         r#"
-NAME  STATE    IMAGE            CPU  MEM    DISK   AGE
-db    stopped  debian:bookworm  2    1 GiB  8 GiB  2d
-old   error    debian:bookworm  2    1 GiB  8 GiB  2d
-web   running  debian:bookworm  2    1 GiB  8 GiB  2d
+NAME  STATE    ADDRESS     IMAGE            CPU  MEM    DISK   AGE
+db    stopped  10.213.0.2  debian:bookworm  2    1 GiB  8 GiB  2d
+old   error    10.213.0.2  debian:bookworm  2    1 GiB  8 GiB  2d
+web   running  10.213.0.2  debian:bookworm  2    1 GiB  8 GiB  2d
 
 "#
     ]]);
@@ -46,6 +46,8 @@ kernel   6.1.0-56-cloud-amd64
 cpus     2
 memory   1 GiB
 disk     8 GiB
+address  10.213.0.2
+nat      off
 created  [..] (2d ago)
 problem  cannot remove the disk
 try      delete it again
@@ -285,7 +287,7 @@ fn a_detached_run_prints_the_vms_name() {
         .code(0)
         .stdout_eq("x: running\n");
     assert!(world.saw(
-        r#"POST /v1/vms {"name":"x","image":null,"kernel":null,"cpus":2,"memory_bytes":2147483648,"disk_bytes":null,"init":"auto","entrypoint":true,"start":true,"ephemeral":false}"#
+        r#"POST /v1/vms {"name":"x","image":null,"kernel":null,"cpus":2,"memory_bytes":2147483648,"disk_bytes":null,"init":"auto","entrypoint":true,"nat":false,"start":true,"ephemeral":false}"#
     ));
     let output = world.banger(&["vm", "run", "-d", "--format", "json"]).output().unwrap();
     let vm: banger_api::vm::Vm = serde_json::from_slice(&output.stdout).unwrap();
@@ -359,6 +361,7 @@ Commands:
   vm          Make VMs, run commands in them, look at them, delete them
   image       Root filesystems that VMs boot from
   kernel      Kernels that VMs boot
+  network     What connects VMs with the host
   cache       What is kept only to be quicker
   daemon      The daemon that works for you in the background
   system      The daemon as a service of this host, with root's helper and jailed VMs
@@ -393,6 +396,7 @@ Commands:
   exec     Run a command or a shell in a running VM
   list     List the VMs there are [alias: ls]
   show     Show everything there is to know of a VM, and what went wrong with it last
+  set      Change VMs, at once if they run
   create   Make a VM without starting it
   start    Start VMs that do not run
   stop     Shut VMs down; their disks stay
@@ -434,6 +438,8 @@ The VM:
       --cpus <N>         How many CPUs it has
       --memory <SIZE>    Memory, such as 512M or 2G; a bare number is MiB
       --disk <SIZE>      Size of its disk, such as 8G; a bare number is MiB
+      --nat              Let it reach the internet, and what else the host reaches, under the host's
+                         address
 
 The command:
   -t, --tty                Give it a terminal, even if stdin or stdout is none

@@ -1,5 +1,5 @@
-//! Requests that were damaged on purpose, from the fuzzer's seeds, for as many seconds as `BANGER_FUZZ_SECONDS` says (2
-//! without): a fuzzer that needs no tool, finds the same every time, and knows what must hold.
+//! Requests that were damaged on purpose, from the fuzzer's seeds, for as many seconds of processors as `BANGER_FUZZ_SECONDS` says
+//! (2 without): a fuzzer that needs no tool, finds the same every time, and knows what must hold.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -108,22 +108,43 @@ fn every_seed_is_understood_and_most_are_allowed() {
     assert!(allowed >= 10 && allowed < all.len(), "{allowed} of {}", all.len());
 }
 
+/// How many were tried, understood and allowed.
+fn try_for(time: Duration, thread: usize, seeds: &[Vec<u8>]) -> [u64; 3] {
+    let end = Instant::now() + time;
+    let mut numbers = Numbers(0x9e37_79b9_7f4a_7c15 ^ thread as u64);
+    let mut counts = [0; 3];
+    while Instant::now() < end {
+        for _between_looks_at_the_clock in 0..1000 {
+            let request = damaged(&mut numbers, seeds);
+            let (was_understood, was_allowed) = property::holds(&request);
+            counts[0] += 1;
+            counts[1] += u64::from(was_understood);
+            counts[2] += u64::from(was_allowed);
+        }
+    }
+    counts
+}
+
 #[test]
 fn no_damaged_request_passes_that_could_do_harm() {
     let seconds = std::env::var("BANGER_FUZZ_SECONDS").map_or(2, |text| text.parse().unwrap());
-    let end = Instant::now() + Duration::from_secs(seconds);
     let seeds = seeds();
-    let mut numbers = Numbers(0x9e37_79b9_7f4a_7c15);
-    let (mut tried, mut understood, mut allowed) = (0_u64, 0_u64, 0_u64);
-    while Instant::now() < end {
-        for _between_looks_at_the_clock in 0..1000 {
-            let request = damaged(&mut numbers, &seeds);
-            let (was_understood, was_allowed) = property::holds(&request);
-            tried += 1;
-            understood += u64::from(was_understood);
-            allowed += u64::from(was_allowed);
-        }
-    }
+    // Each processor has its share of the time, and numbers of its own.
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let share = Duration::from_secs(seconds) / u32::try_from(threads).unwrap();
+    let counted = std::thread::scope(|scope| {
+        let begun: Vec<_> = (0..threads)
+            .map(|thread| {
+                scope.spawn({
+                    let seeds = &seeds;
+                    move || try_for(share, thread, seeds)
+                })
+            })
+            .collect();
+        begun.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+    });
+    let sum = |of: usize| counted.iter().map(|counts| counts[of]).sum::<u64>();
+    let (tried, understood, allowed) = (sum(0), sum(1), sum(2));
     eprintln!("{tried} requests, {understood} understood, {allowed} allowed");
     // Otherwise it tries nothing but garbage.
     assert!(understood * 200 > tried, "{understood} of {tried} were understood");

@@ -33,15 +33,11 @@ pub(crate) const REASONS: [&str; 3] = [
 /// The crate whose tests run on every machine.
 const EVERYWHERE: &str = "e2e";
 /// Its test programs that the test host has nothing for.
-const NOT_THERE: [(&str, &str); 4] = [
-    ("building", "builds images from an archive"),
-    ("images", "builds with buildah and looks with skopeo"),
-    ("registry", "pulls from a registry that it starts"),
-    ("kernels", "signs a catalog by a program that is not there"),
-];
+const NOT_THERE: [(&str, &str); 1] =
+    [("artifacts", "wants an archive, a registry, buildah, skopeo and minisign")];
 /// Its test programs about what is the same on every host: what the CLI says, what a command in a guest gets. In the test host
 /// they are run only when somebody asks for that ([`Extent::Whole`]): every guest there boots twice emulated.
-const SAME_EVERYWHERE: [&str; 4] = ["exec", "first_start", "limits", "run"];
+const SAME_EVERYWHERE: [&str; 5] = ["exec", "first_start", "image_program", "limits", "run"];
 /// Its test programs that boot many guests at once: one test at a time, since the emulation bears two booting guests.
 const ONE_AT_A_TIME: [&str; 1] = ["many"];
 /// What one program's tests may take, of one part.

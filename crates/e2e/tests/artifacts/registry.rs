@@ -1,5 +1,4 @@
 //! Images of a registry: pulled, booted, and what they say about their programs honoured.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::fs;
 use std::os::unix::fs::symlink;

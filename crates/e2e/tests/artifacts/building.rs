@@ -1,5 +1,4 @@
 //! Images and kernels from the distribution's archive: where apt reaches one.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::time::Duration;
 

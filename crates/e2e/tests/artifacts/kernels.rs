@@ -1,5 +1,4 @@
 //! Kernels of a signed catalog: pulled, and refused when they are not what was signed.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};

@@ -1,5 +1,4 @@
 //! Images out and in: exported, imported again, built of a Dockerfile, registered; each boots.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::fs::{self, File};
 use std::path::Path;
