@@ -30,6 +30,10 @@ pub struct StartPlan {
     pub mark: String,
     pub vmm: String,
     pub bridge: String,
+    /// What nft is told before there is a device: a VM's own rules, and the tables for them (libnftables-json(5)).
+    pub rules: serde_json::Value,
+    /// What undoes them, in nft's own language.
+    pub no_rules: String,
     pub uid: u32,
     pub memory_max_bytes: u64,
     pub cpu_percent: u32,

@@ -67,6 +67,7 @@ impl Bare {
         let written = devices::attach(&cow, false)?;
         self.loops.push(written.clone());
         let device = devices::snapshot(&plan.mark, &image, &written, plan.disk_bytes)?;
+        nft(&["-j", "-f", "-"], &plan.rules.to_string())?;
         devices::tap(&plan.mark, &plan.bridge, plan.uid)?;
 
         let jail = jail(plan);
@@ -82,7 +83,7 @@ impl Bare {
         let uid = plan.uid.to_string();
         #[expect(
             clippy::disallowed_methods,
-            reason = "this program starts the jailer, and nothing else"
+            reason = "this program starts the jailer and nft, and nothing else"
         )]
         let mut jailer = Command::new(&plan.jailer);
         jailer.args(["--id", &plan.mark, "--uid", &uid, "--gid", &uid, "--cgroup-version", "2"]);
@@ -131,12 +132,27 @@ impl Bare {
         }
         drop(fs::remove_dir_all(plan.jails.join("firecracker").join(&plan.mark)));
         devices::untap(&plan.mark, &plan.bridge)?;
+        nft(&["-f", "-"], &plan.no_rules)?;
         devices::unsnapshot(&plan.mark)?;
         for device in &self.loops {
             devices::detach(device)?;
         }
         drop(fs::remove_dir(cgroup(plan)));
         Ok(())
+    }
+}
+
+fn nft(args: &[&str], input: &str) -> Result<()> {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "there is no other way to nftables as plain as this"
+    )]
+    let mut nft = Command::new("nft");
+    let mut child = nft.args(args).stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
+    child.stdin.take().ok_or("nft has no stdin")?.write_all(input.as_bytes())?;
+    match child.wait()?.success() {
+        true => Ok(()),
+        false => Err(format!("nft does not take {input}").into()),
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use banger_api::vm::State;
 use banger_api::{Code, Problem, VmId};
-use banger_host::{Claim, DmSnapshot, Installation, Mac, Mark, Network};
+use banger_host::{Claim, DmSnapshot, Guard, Installation, Mac, Mark, Network, root};
 use banger_storage::Driver;
 use banger_store::VmRecord;
 use banger_vmm::{Firecracker, NetworkDevice, Qemu, qemu};
@@ -68,7 +68,15 @@ async fn plan_start(daemon: &Arc<Daemon>, operation: &Operation) -> Result<Start
     let machine =
         plan::machine(&vm, &mark, driver, &boot, &daemon.places, Some(daemon.uids), Some(network));
     let firecracker = Firecracker::jailed(version);
+    let (rules, no_rules) = root::rules_for_one(&Guard {
+        mark: mark.clone(),
+        network: network.network,
+        address: network.address,
+        mac: network.mac,
+    });
     let mut planned = StartPlan {
+        rules,
+        no_rules,
         bridge: format!("{:.6}-net0", mark.to_string()),
         mark: mark.to_string(),
         vmm: banger_vmm::Vmm::name(&firecracker),

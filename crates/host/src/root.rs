@@ -39,7 +39,7 @@ pub use jail::{DeviceSource, Jail, JailDevice, JailFile};
 pub use jailed_vmm::JailedVmm;
 pub use loop_device::{Loop, LoopRole};
 pub use nat::Nat;
-pub use rules::DNS_PORT;
+pub use rules::{DNS_PORT, for_one as rules_for_one};
 pub use tap::Tap;
 pub use trusted::trusted_program;
 

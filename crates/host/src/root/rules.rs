@@ -13,6 +13,7 @@ use std::net::Ipv4Addr;
 
 use serde_json::{Value, json};
 
+use super::Guard;
 use crate::mark::{Installation, Mark};
 use crate::network::Mac;
 
@@ -164,6 +165,18 @@ pub(super) fn change(
         all.extend(changed.map(|it| json!({ verb: it })));
     }
     (!all.is_empty()).then(|| commands(all))
+}
+
+/// What nft is told where nothing is yet, for one VM; and what undoes that, in nft's own language. For a measurement: claims
+/// are made by [`change`].
+#[must_use]
+pub fn for_one(guard: &Guard) -> (Value, String) {
+    let installation = guard.mark.installation();
+    let mut rules = Rules::default();
+    rules.guards.insert(guard.mark.clone(), (guard.mac, guard.address));
+    let table = table(installation);
+    let undo = FAMILIES.map(|(family, _)| format!("delete table {family} {table}"));
+    (commands(whole(installation, &rules)), undo.join("; "))
 }
 
 /// Everything anew: the old tables go in the same transaction, so that no packet passes between them.
