@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -240,10 +241,10 @@ impl World {
     pub fn kill_daemon(&self) {
         let pid = self.daemon_pid();
         kill_process(pid, Signal::KILL).unwrap();
-        wait_until("the daemon is gone", Duration::from_secs(5), || {
-            fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero()))
-                .unwrap_or_default()
-                .is_empty()
+        // Its memory goes first and its socket last: what connects in between is accepted by nobody, and reset.
+        let socket = self.home.join("run/banger.sock");
+        wait_until("the daemon's socket refuses", Duration::from_secs(20), || {
+            UnixStream::connect(&socket).is_err()
         });
     }
 

