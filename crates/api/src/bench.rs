@@ -1,5 +1,6 @@
 //! What `banger bench` asks the daemon for.
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -30,6 +31,11 @@ pub struct StartPlan {
     pub mark: String,
     pub vmm: String,
     pub bridge: String,
+    /// The bridge's hardware address, and the address that the host has on it.
+    pub bridge_mac: [u8; 6],
+    pub gateway: Ipv4Addr,
+    /// In bits.
+    pub prefix: u8,
     /// What nft is told before there is a device: a VM's own rules, and the tables for them (libnftables-json(5)).
     pub rules: serde_json::Value,
     /// What undoes them, in nft's own language.

@@ -5,6 +5,7 @@
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
+use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
@@ -28,6 +29,12 @@ const SIOCBRADDBR: u64 = 0x89a0;
 const SIOCBRDELBR: u64 = 0x89a1;
 const SIOCBRADDIF: u64 = 0x89a2;
 const SIOCSIFFLAGS: u64 = 0x8914;
+const SIOCSIFADDR: u64 = 0x8916;
+const SIOCSIFNETMASK: u64 = 0x891c;
+const SIOCSIFHWADDR: u64 = 0x8924;
+const AF_INET: u16 = 2;
+/// IFF_UP of netdevice(7).
+const UP: u16 = 1;
 
 fn ioctl(fd: &impl AsRawFd, request: u64, argument: *mut u8) -> io::Result<i32> {
     // SAFETY: every caller passes the structure or the number that its request takes.
@@ -164,14 +171,44 @@ fn socket() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// A `struct ifreq` with an IPv4 address.
+fn addressed(name: &str, address: Ipv4Addr) -> [u8; 40] {
+    let mut request = interface(name, AF_INET);
+    request[20..24].copy_from_slice(&address.octets());
+    request
+}
+
+/// A bridge that the host has this address on and forwards from, up.
+pub(super) fn bridge(name: &str, mac: [u8; 6], gateway: Ipv4Addr, prefix: u8) -> io::Result<()> {
+    let socket = socket()?;
+    let c_name = CString::new(name).map_err(io::Error::other)?;
+    ioctl(&socket, SIOCBRADDBR, c_name.as_ptr().cast_mut().cast())?;
+    let mut hardware = interface(name, libc::ARPHRD_ETHER);
+    hardware[18..24].copy_from_slice(&mac);
+    ioctl(&socket, SIOCSIFHWADDR, hardware.as_mut_ptr())?;
+    for setting in ["forwarding", "proxy_arp_pvlan"] {
+        fs::write(format!("/proc/sys/net/ipv4/conf/{name}/{setting}"), "1")?;
+    }
+    let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
+    ioctl(&socket, SIOCSIFADDR, addressed(name, gateway).as_mut_ptr())?;
+    ioctl(&socket, SIOCSIFNETMASK, addressed(name, Ipv4Addr::from_bits(mask)).as_mut_ptr())?;
+    no_ipv6(name)?;
+    ioctl(&socket, SIOCSIFFLAGS, interface(name, UP).as_mut_ptr()).map(drop)
+}
+
+/// No address of the kernel's own making, where there is IPv6 (ip-sysctl.rst, `addr_gen_mode`).
+fn no_ipv6(name: &str) -> io::Result<()> {
+    match fs::write(format!("/proc/sys/net/ipv6/conf/{name}/addr_gen_mode"), "1") {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done,
+    }
+}
+
+/// A port of the bridge which passes nothing to other such ports.
 pub(super) fn tap(mark: &str, bridge: &str, uid: u32) -> io::Result<()> {
-    const UP: u16 = 1;
     // IFF_TAP | IFF_NO_PI | IFF_VNET_HDR
     const TAP: u16 = 0x0002 | 0x1000 | 0x4000;
     let socket = socket()?;
-    let name = CString::new(bridge).map_err(io::Error::other)?;
-    ioctl(&socket, SIOCBRADDBR, name.as_ptr().cast_mut().cast())?;
-    ioctl(&socket, SIOCSIFFLAGS, interface(bridge, UP).as_mut_ptr())?;
     let tun = open("/dev/net/tun")?;
     ioctl(&tun, TUNSETIFF, interface(mark, TAP).as_mut_ptr())?;
     for (request, value) in [(TUNSETOWNER, uid), (TUNSETGROUP, uid), (TUNSETPERSIST, 1)] {
@@ -180,6 +217,8 @@ pub(super) fn tap(mark: &str, bridge: &str, uid: u32) -> io::Result<()> {
     let mut port = interface(bridge, 0);
     port[16..20].copy_from_slice(&index(mark)?.to_ne_bytes());
     ioctl(&socket, SIOCBRADDIF, port.as_mut_ptr())?;
+    fs::write(format!("/sys/class/net/{mark}/brport/isolated"), "1")?;
+    no_ipv6(mark)?;
     ioctl(&socket, SIOCSIFFLAGS, interface(mark, UP).as_mut_ptr()).map(drop)
 }
 

@@ -68,6 +68,7 @@ impl Bare {
         self.loops.push(written.clone());
         let device = devices::snapshot(&plan.mark, &image, &written, plan.disk_bytes)?;
         nft(&["-j", "-f", "-"], &plan.rules.to_string())?;
+        devices::bridge(&plan.bridge, plan.bridge_mac, plan.gateway, plan.prefix)?;
         devices::tap(&plan.mark, &plan.bridge, plan.uid)?;
 
         let jail = jail(plan);

@@ -77,7 +77,10 @@ async fn plan_start(daemon: &Arc<Daemon>, operation: &Operation) -> Result<Start
     let mut planned = StartPlan {
         rules,
         no_rules,
-        bridge: format!("{:.6}-net0", mark.to_string()),
+        bridge: network.network.bridge(mark.installation()),
+        bridge_mac: Mac::of_bridge(mark.installation(), network.network.number).bytes(),
+        gateway: network.network.gateway,
+        prefix: network.network.prefix,
         mark: mark.to_string(),
         vmm: banger_vmm::Vmm::name(&firecracker),
         uid: machine.uid.unwrap_or_default(),

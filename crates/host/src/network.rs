@@ -108,7 +108,8 @@ impl Mac {
     }
 
     /// The address of a bridge, which stays when its ports change: guests remember it.
-    pub(crate) fn of_bridge(installation: &Installation, number: u8) -> Self {
+    #[must_use]
+    pub fn of_bridge(installation: &Installation, number: u8) -> Self {
         let own = bits(&installation.to_string()) << 8 | u64::from(number);
         Self::new(installation, BRIDGE, own)
     }
