@@ -207,7 +207,9 @@ fn check_version(reply: &hyper::Response<Incoming>) -> Result<(), Problem> {
 }
 
 fn broken(path: &str, error: &(dyn std::error::Error + 'static)) -> Problem {
-    Problem::new(Code::Daemon, format!("the connection to the daemon broke at {path}")).cause(error)
+    Problem::new(Code::Daemon, format!("the connection to the daemon broke at {path}"))
+        .cause(error)
+        .remedy("if the daemon has just ended, repeat the command: it starts another; see `banger daemon status`")
 }
 
 fn unexplained(path: &str, status: StatusCode) -> Problem {
