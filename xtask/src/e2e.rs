@@ -10,10 +10,11 @@ use crate::packages;
 use crate::programs::Call;
 use crate::project;
 use crate::report::Report;
-use crate::test;
+use crate::test_programs;
 use crate::testhost::{self, Extent};
 
-/// Where these tests keep the kernel and the images that they made, below the target folder.
+/// Where these tests keep the kernel and the images that they made, below the target folder; and the program that makes
+/// them.
 pub(crate) const CACHE: &str = "e2e-cache";
 
 pub(crate) fn run(in_host: bool, filter: Option<&str>) -> Result<bool, Failure> {
@@ -53,21 +54,34 @@ pub(crate) fn in_test_host(
 
 /// The stage that runs them on this machine.
 pub(crate) fn here(report: &mut Report, built: &Path, filter: Option<&str>, log: &mut Log) {
-    let call = test::tests(&["--package", "banger-e2e"], filter).env("BANGER_BIN_DIR", built);
     report.stage("tests in VMs", log, |log, sum| {
-        call.watch(log, |line| {
-            sum.add(line);
-        })
+        let mut failed = Vec::new();
+        for program in test_programs::build_e2e(log)? {
+            log.line(&format!("\n     Running {}", program.title()));
+            let call = Call::new(&program.executable)
+                .args(filter)
+                .env("BANGER_BIN_DIR", built)
+                .in_folder(&project::root().join(test_programs::E2E));
+            let ended = call.watch(log, |line| {
+                sum.add(line);
+            });
+            failed.extend(ended.err().map(|_| program.title()));
+        }
+        if failed.is_empty() {
+            return Ok(());
+        }
+        Err(Failure::new(format!("tests failed in {}", failed.join(", "))))
     });
 }
 
 /// Sees to it that there is a cache to bring along: the test host has no archive to make one from.
-pub(crate) fn ensure_cache(built: &Path, log: &mut Log) -> Result<(), Failure> {
+pub(crate) fn ensure_cache(target: &Path, built: &Path, log: &mut Log) -> Result<(), Failure> {
+    // As a part of the workspace, as the tests are built.
     Call::cargo()
-        .args(["run", "--quiet", "--package", "banger-e2e", "--bin", "e2e-cache"])
-        .env("BANGER_BIN_DIR", built)
+        .args(["build", "--quiet", "--workspace", "--bin", CACHE])
         .in_folder(project::root())
-        .run(log)
+        .run(log)?;
+    Call::new(target.join("debug").join(CACHE)).env("BANGER_BIN_DIR", built).run(log)
 }
 
 /// Whether this machine has what the tests need, after the stage that sees to it.

@@ -1,5 +1,6 @@
 //! The workspace's test programs: built, and asked which tests they have.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -8,6 +9,9 @@ use crate::failure::Failure;
 use crate::log::Log;
 use crate::programs::Call;
 use crate::project;
+
+/// The folder of the crate whose tests boot VMs.
+pub(crate) const E2E: &str = "crates/e2e";
 
 /// A program that `cargo test` would run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,7 +32,31 @@ pub(crate) fn build(packages: &[&str], log: &mut Log) -> Result<Vec<TestProgram>
     for package in packages {
         call = call.args(["--package", package]);
     }
-    call = call.args(["--message-format=json-render-diagnostics"]).in_folder(project::root());
+    built(call, log)
+}
+
+/// Builds those that boot VMs. As a part of the workspace: by itself their crate asks for other features of what it depends
+/// on, which would all be built once more.
+pub(crate) fn build_e2e(log: &mut Log) -> Result<Vec<TestProgram>, Failure> {
+    let folder = project::root().join(E2E);
+    let cannot = |error: std::io::Error| {
+        Failure::new(format!("cannot list {}", folder.join("tests").display())).cause(&error)
+    };
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder.join("tests")).map_err(cannot)? {
+        let path = entry.map_err(cannot)?.path();
+        names.extend(path.file_stem().map(|name| name.to_string_lossy().into_owned()));
+    }
+    names.sort();
+    let call = Call::cargo().args(["test", "--no-run", "--workspace"]);
+    let call = call.args(names.iter().flat_map(|name| ["--test", name]));
+    let mut programs = built(call, log)?;
+    programs.sort_by_key(TestProgram::title);
+    Ok(programs)
+}
+
+fn built(call: Call, log: &mut Log) -> Result<Vec<TestProgram>, Failure> {
+    let call = call.args(["--message-format=json-render-diagnostics"]).in_folder(project::root());
     let mut programs = Vec::new();
     let end = call.listen(log, |line| {
         let told = parse(line);

@@ -56,7 +56,11 @@ pub(crate) fn run_tests(
     log: &mut Log,
     sum: &mut Sum,
 ) -> Result<(), Failure> {
-    let plans = suite::plans(test_programs::build(packages, log)?, extent, filter)?;
+    let programs = match packages {
+        ["banger-e2e"] => test_programs::build_e2e(log)?,
+        _ => test_programs::build(packages, log)?,
+    };
+    let plans = suite::plans(programs, extent, filter)?;
     if plans.is_empty() {
         log.line("none of these tests is for the test host");
         return Ok(());
@@ -66,7 +70,7 @@ pub(crate) fn run_tests(
     let frozen = frozen::ensure(&places, &image, log)?;
     let firecracker = firecracker::ensure(target, log)?;
     if suite::need_cache(&plans) {
-        e2e::ensure_cache(built, log)?;
+        e2e::ensure_cache(target, built, log)?;
     }
     let cache = disks::cache(&places, &target.join(e2e::CACHE))?;
     sweep(&places)?;

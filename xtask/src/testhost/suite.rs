@@ -35,9 +35,11 @@ const EVERYWHERE: &str = "e2e";
 /// Its test programs that the test host has nothing for.
 const NOT_THERE: [(&str, &str); 1] =
     [("artifacts", "wants an archive, a registry, buildah, skopeo and minisign")];
-/// Its test programs about what is the same on every host: what the CLI says, what a command in a guest gets. In the test host
-/// they are run only when somebody asks for that ([`Extent::Whole`]): every guest there boots twice emulated.
-const SAME_EVERYWHERE: [&str; 5] = ["exec", "first_start", "image_program", "limits", "run"];
+/// Its test programs that are run in the test host only when somebody asks for that ([`Extent::Whole`]), since every guest there
+/// boots twice emulated: what the CLI says and what a command in a guest gets is the same on every host; and what becomes of VMs
+/// whose daemon dies is shown there at every claim by the ledger's tests, and by those of an installation.
+const FOR_THE_WHOLE: [&str; 8] =
+    ["daemon_crash", "exec", "first_start", "image_program", "limits", "many", "promoting", "run"];
 /// Its test programs that boot many guests at once: one test at a time, since the emulation bears two booting guests.
 const ONE_AT_A_TIME: [&str; 1] = ["many"];
 /// What one program's tests may take, of one part.
@@ -48,7 +50,7 @@ const MOST: Duration = Duration::from_secs(420);
 pub(crate) enum Extent {
     /// All that can be run there.
     Whole,
-    /// Without what is [`SAME_EVERYWHERE`], unless it is asked for by a filter.
+    /// Without what is [`FOR_THE_WHOLE`], unless it is asked for by a filter.
     OfThisHost,
 }
 
@@ -70,7 +72,7 @@ pub(super) fn plans(
 ) -> Result<Vec<Plan>, Failure> {
     let left_out = |name: &str| {
         NOT_THERE.iter().any(|(there, _)| *there == name)
-            || extent == Extent::OfThisHost && filter.is_none() && SAME_EVERYWHERE.contains(&name)
+            || extent == Extent::OfThisHost && filter.is_none() && FOR_THE_WHOLE.contains(&name)
     };
     let mut plans = Vec::new();
     let mut programs = programs;
