@@ -10,6 +10,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::process::Pid;
 
 use crate::backend::{Backend, cgroups, firecracker_folder};
+use crate::network;
 use crate::outcome::Outcome;
 use crate::processes::{processes_marked, wait_until};
 use crate::programs::{built, new, run};
@@ -46,6 +47,7 @@ pub fn installed(body: impl FnOnce(&Installed)) {
     let after = Host::look();
     assert_eq!(before.files, after.files, "files are as before");
     assert_eq!(before.devices, after.devices, "devices are as before");
+    assert_eq!(before.network, after.network, "the network is as before");
 }
 
 /// As [`installed`], up to the body: the installation is there after the test, for one that goes on after a reboot.
@@ -77,6 +79,7 @@ fn turn() -> File {
 struct Host {
     files: String,
     devices: String,
+    network: String,
 }
 
 impl Host {
@@ -86,10 +89,11 @@ impl Host {
             "find {} -path /var/lib/systemd -prune -o -printf '%p %y %m %u %l\\n' 2>/dev/null | sort",
             TOUCHED.join(" ")
         ));
-        let devices = shell(
-            "losetup --list --noheadings; dmsetup ls; ip -brief link show type bridge; ip tuntap show",
-        );
-        Self { files, devices }
+        let devices = shell("losetup --list --noheadings; dmsetup ls; ip tuntap show");
+        // How long an address that the host was lent is still its own.
+        let lasting = |line: &&str| !line.contains("valid_lft");
+        let network = network::state().lines().filter(lasting).collect::<Vec<_>>().join("\n");
+        Self { files, devices, network }
     }
 }
 
