@@ -179,7 +179,7 @@ fn a_database_of_the_first_version_gets_its_slots() {
 
 /// With room for five VMs.
 fn small() -> Network {
-    Network { number: 0, gateway: Ipv4Addr::new(10, 0, 0, 1), prefix: 29, mtu: 1500 }
+    Network { number: 0, gateway: Ipv4Addr::new(10, 0, 0, 1), prefix: 29, mtu: 1500, peers: false }
 }
 
 #[test]

@@ -19,7 +19,13 @@ pub(crate) fn machine(driver: &dyn Driver) -> Machine {
         storage: driver.run_claims(&mark, &image, 1 << 30),
         uid: Some(1_900_000_000),
         network: Some(NetworkDevice {
-            network: Network { number: 0, gateway: [10, 213, 0, 1].into(), prefix: 22, mtu: 1500 },
+            network: Network {
+                number: 0,
+                gateway: [10, 213, 0, 1].into(),
+                prefix: 22,
+                mtu: 1500,
+                peers: false,
+            },
             address: [10, 213, 0, 2].into(),
             mac: Mac::of(&mark),
             nat: true,
