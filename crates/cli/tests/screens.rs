@@ -287,7 +287,7 @@ fn a_detached_run_prints_the_vms_name() {
         .code(0)
         .stdout_eq("x: running\n");
     assert!(world.saw(
-        r#"POST /v1/vms {"name":"x","image":null,"kernel":null,"cpus":2,"memory_bytes":2147483648,"disk_bytes":null,"init":"auto","entrypoint":true,"nat":false,"start":true,"ephemeral":false}"#
+        r#"POST /v1/vms {"name":"x","image":null,"kernel":null,"cpus":2,"memory_bytes":2147483648,"disk_bytes":null,"init":"auto","entrypoint":true,"network":null,"nat":false,"start":true,"ephemeral":false}"#
     ));
     let output = world.banger(&["vm", "run", "-d", "--format", "json"]).output().unwrap();
     let vm: banger_api::vm::Vm = serde_json::from_slice(&output.stdout).unwrap();
@@ -466,6 +466,8 @@ Examples:
   tar c . | banger vm run --rm -w /tmp -- tar x         stdin goes to the command
 
 "#]]);
+    help(&["network", "create", "--help"]).stdout_eq(str![]);
+    help(&["network", "delete", "--help"]).stdout_eq(str![]);
     help(&["vm", "exec", "--help"]).stdout_eq(str![[r#"
 Run a command or a shell in a running VM
 

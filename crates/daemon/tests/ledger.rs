@@ -137,6 +137,7 @@ impl World {
                 gateway: Ipv4Addr::new(10, 213, 0, 1),
                 prefix: 22,
                 mtu: 1500,
+                peers: false,
             },
             address: Ipv4Addr::new(10, 213, 0, 2),
             mac: Mac::of(&mark),
@@ -288,6 +289,7 @@ fn vm() -> VmRecord {
         config: Default::default(),
         entrypoint: false,
         place: None,
+        network: None,
         nat: false,
     }
 }
