@@ -179,6 +179,47 @@ fn peers_reach_each_other_by_name_under_their_own_addresses_and_others_reach_nei
 }
 
 #[test]
+fn a_network_that_meets_another_or_the_host_is_refused_by_what_it_meets() {
+    in_world(|world| {
+        let create =
+            |args: &[&str]| world.banger_with(&[&["network", "create"], args].concat(), b"");
+        create(&["a", "--subnet", "10.9.0.0/24", "--mtu", "1400"]).succeeds();
+        let shown = world.banger(["network", "show", "a", "--format", "json"]).json();
+        assert_eq!(shown["subnet"], "10.9.0.0/24");
+        assert_eq!((&shown["mtu"], &shown["peers"]), (&1400.into(), &false.into()));
+        world.program("ip", &["address", "add", "10.77.0.1/24", "dev", "lo"]).succeeds();
+        for (args, said) in [
+            (&["b", "--subnet", "10.9.0.128/25"][..], "the network a, 10.9.0.0/24"),
+            (&["b", "--subnet", "10.77.0.0/16"], "10.77.0.1/24 on lo"),
+            (&["b", "--subnet", "8.8.8.0/24"], "is not private"),
+            (&["b", "--mtu", "100"], "576..=65521"),
+            (&["B"], "only a-z"),
+            (&["a"], "already a network a"),
+            (&["default"], "banger's own"),
+        ] {
+            let refused = create(args);
+            assert_ne!(refused.status, Some(0), "{refused}");
+            refused.complains(said);
+        }
+        world.program("ip", &["address", "delete", "10.77.0.1/24", "dev", "lo"]).succeeds();
+        world.banger(["network", "list", "-q"]).succeeds().prints_only("default\na\n");
+        // One that is chosen meets none that was, and the number of one that is gone is used again.
+        create(&["b", "--allow-peers"]).succeeds();
+        let bridge = |name: &str| {
+            let shown = world.banger(["network", "show", name, "--format", "json"]).json();
+            shown["bridge"].as_str().unwrap().to_owned()
+        };
+        let (first, second) = (bridge("a"), bridge("b"));
+        assert!(first.ends_with("-net1") && second.ends_with("-net2"), "{first}, {second}");
+        world.banger(["network", "delete", "a"]).succeeds();
+        create(&["c"]).succeeds();
+        assert_eq!(bridge("c"), first);
+        world.banger(["network", "delete", "b", "c"]).succeeds();
+        world.banger(["network", "show", "b"]).exits(1).complains("there is no network b");
+    });
+}
+
+#[test]
 fn names_end_with_the_zone_that_is_configured() {
     in_world(|world| {
         let config = world.home().join("config/config.toml");
