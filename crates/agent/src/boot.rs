@@ -9,9 +9,10 @@
 
 use std::convert::Infallible;
 use std::ffi::OsString;
-use std::net::Ipv4Addr;
 use std::path::Path;
 use std::{fs, io};
+
+use banger_api::GuestNet;
 
 use crate::cmdline::{Channel, Cmdline, UnknownValue};
 use crate::loopback::{self, LoopbackError};
@@ -76,7 +77,7 @@ fn boot() -> Result<Infallible, BootError> {
     };
     // After vsock, which has to do something before what is loaded here.
     let net = cmdline.net.filter(|net| network::set_up(net, modules.as_ref(), &uevents));
-    name_guest(cmdline.name.as_deref(), net.map(|net| net.address));
+    name_guest(cmdline.name.as_deref(), net.as_ref());
     let inheritance = Inheritance { modules, listener };
     match image_init(&cmdline.init) {
         Some(init) => become_init(init, inheritance),
@@ -86,9 +87,9 @@ fn boot() -> Result<Infallible, BootError> {
 }
 
 /// A guest without its name is odd but whole.
-fn name_guest(name: Option<&str>, address: Option<Ipv4Addr>) {
+fn name_guest(name: Option<&str>, net: Option<&GuestNet>) {
     let done: [Result<(), Box<dyn std::error::Error>>; 2] = [
-        names::set(name, address).map_err(|error: NameError| error.into()),
+        names::set(name, net).map_err(|error: NameError| error.into()),
         loopback::up().map_err(|error: LoopbackError| error.into()),
     ];
     for error in done.into_iter().filter_map(Result::err) {

@@ -2,8 +2,9 @@
 //! to the guest's own address if it has one, under the name that others know it by first (`hostname -f` says that).
 
 use std::io;
-use std::net::Ipv4Addr;
 use std::path::Path;
+
+use banger_api::GuestNet;
 
 use crate::replaced::{WriteError, make_hold};
 
@@ -22,19 +23,16 @@ pub(crate) enum NameError {
 /// Marks the line that is ours, so that a renamed guest does not keep its old names.
 const MARK: &str = "# banger";
 
-/// What the host's DNS server has VMs' names below.
-const ZONE: &str = "vm";
-
-pub(crate) fn set(name: Option<&str>, address: Option<Ipv4Addr>) -> Result<(), NameError> {
+pub(crate) fn set(name: Option<&str>, net: Option<&GuestNet>) -> Result<(), NameError> {
     if let Some(name) = name {
         rustix::system::sethostname(name.as_bytes())
             .map_err(|errno| NameError::Hostname { name: name.to_owned(), cause: errno.into() })?;
         make_hold(Path::new("/etc/hostname"), |_| format!("{name}\n"))?;
     }
-    Ok(make_hold(Path::new("/etc/hosts"), |old| hosts(old, name, address))?)
+    Ok(make_hold(Path::new("/etc/hosts"), |old| hosts(old, name, net))?)
 }
 
-fn hosts(old: &str, name: Option<&str>, address: Option<Ipv4Addr>) -> String {
+fn hosts(old: &str, name: Option<&str>, net: Option<&GuestNet>) -> String {
     let mut new: String =
         old.lines().filter(|line| !line.ends_with(MARK)).map(|line| format!("{line}\n")).collect();
     if !has(&new, "localhost") {
@@ -43,8 +41,10 @@ fn hosts(old: &str, name: Option<&str>, address: Option<Ipv4Addr>) -> String {
     if let Some(name) = name
         && !has(&new, name)
     {
-        new.push_str(&match address {
-            Some(address) => format!("{address}\t{name}.{ZONE} {name} {MARK}\n"),
+        new.push_str(&match net {
+            Some(GuestNet { address, zone, .. }) => {
+                format!("{address}\t{name}.{zone} {name} {MARK}\n")
+            }
             None => format!("127.0.1.1\t{name} {MARK}\n"),
         });
     }
@@ -83,11 +83,16 @@ mod tests {
 
     #[test]
     fn a_guest_with_an_address_is_known_by_it_and_by_the_one_it_has_now() {
-        let address = |last| Some(Ipv4Addr::new(10, 213, 0, last));
-        let first = hosts("127.0.0.1 localhost\n", Some("box"), address(2));
+        let net = |value| GuestNet::parse(value).unwrap();
+        let first = hosts(
+            "127.0.0.1 localhost\n",
+            Some("box"),
+            Some(&net("10.213.0.2/22,10.213.0.1,1500")),
+        );
         assert_eq!(first, "127.0.0.1 localhost\n10.213.0.2\tbox.vm box # banger\n");
-        let second = hosts(&first, Some("box"), address(3));
-        assert_eq!(second, "127.0.0.1 localhost\n10.213.0.3\tbox.vm box # banger\n");
+        let moved = net("10.213.0.3/22,10.213.0.1,1500,lab");
+        let second = hosts(&first, Some("box"), Some(&moved));
+        assert_eq!(second, "127.0.0.1 localhost\n10.213.0.3\tbox.lab box # banger\n");
         let without = hosts(&second, Some("box"), None);
         assert_eq!(without, "127.0.0.1 localhost\n127.0.1.1\tbox # banger\n");
     }

@@ -148,7 +148,7 @@ fn turn_ipv6_off(name: &str) -> Result<(), NetworkError> {
 }
 
 fn configure(index: u32, net: &GuestNet) -> Result<(), NetworkError> {
-    let GuestNet { address, prefix, gateway, mtu } = *net;
+    let GuestNet { address, prefix, gateway, mtu, zone: _ } = *net;
     netlink::bring_up(index, Some(mtu)).map_err(|cause| NetworkError::Up { mtu, cause })?;
     netlink::add_address(index, address, prefix, net.broadcast())
         .map_err(|cause| NetworkError::Address { address, prefix, cause })?;

@@ -30,7 +30,7 @@ pub(crate) fn tell(
 /// udev, networkd and resolved. networkd is told what the device has, and not to keep off it: a device that is not its own
 /// lets systemd-networkd-wait-online wait for two minutes at every boot. Its file may be the first of many.
 fn systemd(net: &GuestNet, name: &str, mac: &str) -> Vec<(PathBuf, String)> {
-    let GuestNet { address, prefix, gateway, mtu } = net;
+    let GuestNet { address, prefix, gateway, mtu, zone: _ } = net;
     let found = format!("[Match]\nMACAddress={mac}\n\n");
     // systemd.link(5): without this udev renames the device, after its place in the machine.
     let link = format!("{found}[Link]\nName={name}\nMTUBytes={mtu}\n");
@@ -40,7 +40,7 @@ fn systemd(net: &GuestNet, name: &str, mac: &str) -> Vec<(PathBuf, String)> {
          [Network]\nAddress={address}/{prefix}\nGateway={gateway}\nDNS={gateway}\nDHCP=no\nIPv6AcceptRA=no\n\
          LinkLocalAddressing=no\nKeepConfiguration=yes\n"
     );
-    // resolved.conf(5). `~.` sends every name there, those below .vm too.
+    // resolved.conf(5). `~.` sends every name there, those of VMs too.
     let resolved = format!("[Resolve]\nDNS={gateway}\nDomains=~.\n");
     vec![
         ("systemd/network/00-banger.link".into(), link),

@@ -2,11 +2,14 @@
 //! agent reads it.
 //!
 //! ```text
-//! banger.net=10.213.0.2/22,10.213.0.1,1500     address and length of the prefix, gateway, MTU
+//! banger.net=10.213.0.2/22,10.213.0.1,1500       address and length of the prefix, gateway, MTU
+//! banger.net=10.213.0.2/22,10.213.0.1,1500,lab   and what names of VMs end with, unless it is `vm`
 //! ```
 
 use std::fmt;
 use std::net::Ipv4Addr;
+
+use crate::Zone;
 
 /// The word's name.
 pub const WORD: &str = "banger.net";
@@ -17,7 +20,7 @@ const LEAST_MTU: u16 = 68;
 const LONGEST_PREFIX: u8 = 30;
 
 /// A guest's network. The gateway is its DNS server, too.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GuestNet {
     pub address: Ipv4Addr,
     /// The length of the subnet's prefix in bits.
@@ -26,12 +29,14 @@ pub struct GuestNet {
     pub gateway: Ipv4Addr,
     /// The longest packet, in bytes, without the Ethernet header.
     pub mtu: u16,
+    /// What the names of VMs end with, the guest's own too.
+    pub zone: Zone,
 }
 
 /// A value that is no network.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{WORD}={0} is not ADDRESS/PREFIX,GATEWAY,MTU with two addresses of one subnet, a prefix of 1 to {LONGEST_PREFIX} bits \
+    "{WORD}={0} is not ADDRESS/PREFIX,GATEWAY,MTU[,ZONE] with two addresses of one subnet, a prefix of 1 to {LONGEST_PREFIX} bits \
      and an MTU of {LEAST_MTU} or more"
 )]
 pub struct NoGuestNet(pub String);
@@ -53,6 +58,7 @@ impl GuestNet {
             prefix: prefix.parse().ok()?,
             gateway: parts.next()?.parse().ok()?,
             mtu: parts.next()?.parse().ok()?,
+            zone: parts.next().map_or(Some(Zone::default()), |zone| Zone::parse(zone).ok())?,
         };
         let works = (1..=LONGEST_PREFIX).contains(&net.prefix)
             && net.mtu >= LEAST_MTU
@@ -76,7 +82,8 @@ impl GuestNet {
 /// The whole word, with its name.
 impl fmt::Display for GuestNet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{WORD}={}/{},{},{}", self.address, self.prefix, self.gateway, self.mtu)
+        write!(f, "{WORD}={}/{},{},{}", self.address, self.prefix, self.gateway, self.mtu)?;
+        if self.zone == Zone::default() { Ok(()) } else { write!(f, ",{}", self.zone) }
     }
 }
 
@@ -91,12 +98,17 @@ mod tests {
             prefix: 22,
             gateway: Ipv4Addr::new(10, 213, 0, 1),
             mtu: 1500,
+            zone: Zone::default(),
         };
         let word = net.to_string();
         assert_eq!(word, "banger.net=10.213.1.2/22,10.213.0.1,1500");
         let (name, value) = word.split_once('=').unwrap();
-        assert_eq!((name, GuestNet::parse(value)), (WORD, Ok(net)));
+        assert_eq!((name, GuestNet::parse(value)), (WORD, Ok(net.clone())));
         assert_eq!(net.broadcast(), Ipv4Addr::new(10, 213, 3, 255));
+        let net = GuestNet { zone: Zone::parse("lab.example").unwrap(), ..net };
+        let word = net.to_string();
+        assert_eq!(word, "banger.net=10.213.1.2/22,10.213.0.1,1500,lab.example");
+        assert_eq!(GuestNet::parse(word.split_once('=').unwrap().1), Ok(net));
     }
 
     #[test]
@@ -106,6 +118,8 @@ mod tests {
             "10.0.0.2,10.0.0.1,1500",
             "10.0.0.2/24,10.0.0.1",
             "10.0.0.2/24,10.0.0.1,1500,8.8.8.8",
+            "10.0.0.2/24,10.0.0.1,1500,",
+            "10.0.0.2/24,10.0.0.1,1500,vm,vm",
             "10.0.0.2/24,10.0.1.1,1500",
             "10.0.0.1/24,10.0.0.1,1500",
             "10.0.0.2/0,10.0.0.1,1500",

@@ -87,6 +87,21 @@ text_type! {
     KernelName, "a kernel name", check_artifact
 }
 
+text_type! {
+    /// A network's name: made as a VM's is.
+    NetworkName, "a network name", check_label
+}
+text_type! {
+    /// What the names of VMs end with: one or more DNS labels, lower case, of which nobody else makes something of its own.
+    Zone, "a zone for names of VMs", check_zone
+}
+
+impl Default for Zone {
+    fn default() -> Self {
+        Self("vm".to_owned())
+    }
+}
+
 /// Digits and letters without the look-alikes i, l, o, u (Crockford's base 32, lower case).
 pub const ID_ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
 
@@ -139,6 +154,30 @@ fn check_label(text: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
+/// Top-level names that resolvers treat otherwise than by asking: multicast DNS (RFC 6762), the host itself and nothing
+/// (RFC 6761), Tor (RFC 7686), and what belongs to addresses (RFC 3172), but for that which is everybody's at home (RFC 8375).
+const NO_ZONES: [&str; 5] = ["local", "localhost", "invalid", "onion", "arpa"];
+const HOME: &str = "home.arpa";
+
+fn check_zone(text: &str) -> Result<(), &'static str> {
+    if text.len() > 100 {
+        return Err("it is longer than 100 characters");
+    }
+    text.split('.').try_for_each(check_label)?;
+    let last = text.rsplit('.').next().unwrap_or_default();
+    if last.bytes().all(|b| b.is_ascii_digit()) {
+        return Err("it must not end as an address does");
+    }
+    let is_home =
+        text.strip_suffix(HOME).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+    if NO_ZONES.contains(&last) && !is_home {
+        return Err(
+            "what ends with local, localhost, invalid, onion or arpa (but for home.arpa) is no DNS server's to name",
+        );
+    }
+    Ok(())
+}
+
 fn check_id(text: &str) -> Result<(), &'static str> {
     if text.len() == ID_LENGTH && text.bytes().all(|b| ID_ALPHABET.contains(&b)) {
         Ok(())
@@ -174,6 +213,37 @@ mod tests {
         }
         for bad in ["", "Web", "-a", "a-", "a.b", "a_b", "ä", "a b", &"a".repeat(64)] {
             assert!(VmName::parse(bad).is_err(), "{bad:?} was taken");
+        }
+    }
+
+    #[test]
+    fn a_zone_is_labels_that_mean_nothing_else() {
+        for good in ["vm", "banger", "vm.example.com", "lab-1", "home.arpa", "vm.home.arpa"] {
+            assert_eq!(Zone::parse(good).unwrap().as_str(), good);
+        }
+        let long = ["a"; 60].join(".");
+        for bad in [
+            "",
+            ".",
+            "vm.",
+            ".vm",
+            "a..b",
+            "VM",
+            "v_m",
+            "local",
+            "a.local",
+            "localhost",
+            "invalid",
+            "arpa",
+            "in-addr.arpa",
+            "xhome.arpa",
+            "onion",
+            "7",
+            "10.0.0.1",
+            "-vm",
+            &long,
+        ] {
+            assert!(Zone::parse(bad).is_err(), "{bad:?} was taken");
         }
     }
 

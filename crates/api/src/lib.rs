@@ -24,7 +24,7 @@ pub mod vm;
 
 pub use folders::Folders;
 pub use guest_net::GuestNet;
-pub use ids::{ImageName, KernelName, OperationId, VmId, VmName};
+pub use ids::{ImageName, KernelName, NetworkName, OperationId, VmId, VmName, Zone};
 pub use problem::{Code, Problem};
 pub use size::Size;
 

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::image::Config;
-use crate::{ImageName, KernelName, Problem, Size, VmId, VmName};
+use crate::{ImageName, KernelName, NetworkName, Problem, Size, VmId, VmName};
 
 /// Where a VM is in its life. Every state can be left by delete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +58,9 @@ pub struct Vm {
     pub cpus: u32,
     pub memory_bytes: Size,
     pub disk_bytes: Size,
+    /// The network that it is in; absent when it has no network device.
+    #[serde(default)]
+    pub network: Option<NetworkName>,
     /// Its address in its network, for as long as there is the VM; absent when it has no network device.
     #[serde(default)]
     pub address: Option<Ipv4Addr>,
@@ -108,6 +111,8 @@ pub struct CreateVm {
     pub init: Init,
     /// Run the image's program at each start, if the agent does an init's duty and the image names one.
     pub entrypoint: bool,
+    /// The network that it is in, for as long as there is the VM; `default` when absent.
+    pub network: Option<NetworkName>,
     /// Let it reach what the host reaches, under the host's address.
     pub nat: bool,
     pub start: bool,

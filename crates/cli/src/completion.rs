@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use banger_api::client::Client;
 use banger_api::image::{Image, Kernel};
+use banger_api::network::Network;
 use banger_api::vm::Vm;
 use clap::CommandFactory;
 use clap_complete::engine::{ArgValueCompleter, CompletionCandidate};
@@ -45,6 +46,15 @@ pub(crate) fn vm_names() -> ArgValueCompleter {
         candidates(word, async |client| {
             let vms: Vec<Vm> = client.get("/v1/vms").await.ok()?;
             Some(vms.into_iter().map(|vm| (vm.name.to_string(), vm.state.to_string())).collect())
+        })
+    })
+}
+
+pub(crate) fn network_names() -> ArgValueCompleter {
+    ArgValueCompleter::new(|word: &OsStr| {
+        candidates(word, async |client| {
+            let networks: Vec<Network> = client.get("/v1/networks").await.ok()?;
+            Some(networks.into_iter().map(|it| (it.name.to_string(), it.subnet)).collect())
         })
     })
 }

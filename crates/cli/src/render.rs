@@ -89,6 +89,7 @@ impl Shown for Vm {
             ("memory", self.memory_bytes.to_string()),
             ("disk", self.disk_bytes.to_string()),
         ];
+        fields.extend(self.network.as_ref().map(|network| ("network", network.to_string())));
         fields.extend(self.address.map(|address| ("address", address.to_string())));
         if self.address.is_some() {
             let beyond = if self.nat { "on: it reaches what the host reaches" } else { "off" };
@@ -111,30 +112,34 @@ impl Shown for Vm {
 
 impl Shown for Network {
     const HEADINGS: &'static [&'static str] =
-        &["NAME", "SUBNET", "GATEWAY", "BRIDGE", "MTU", "VMS"];
+        &["NAME", "SUBNET", "GATEWAY", "BRIDGE", "MTU", "PEERS", "VMS"];
 
     fn name(&self) -> &str {
-        &self.name
+        self.name.as_str()
     }
 
     fn row(&self, _now: Timestamp) -> Vec<String> {
         vec![
-            self.name.clone(),
+            self.name.to_string(),
             self.subnet.clone(),
             self.gateway.to_string(),
             self.bridge.clone(),
             self.mtu.to_string(),
+            if self.peers { "yes" } else { "no" }.to_owned(),
             self.vms.to_string(),
         ]
     }
 
     fn fields(&self, _now: Timestamp) -> Vec<(&'static str, String)> {
+        let peers =
+            if self.peers { "its VMs reach each other" } else { "none: a VM reaches no other" };
         vec![
-            ("name", self.name.clone()),
+            ("name", self.name.to_string()),
             ("subnet", self.subnet.clone()),
             ("gateway", format!("{}, the host, where guests find their DNS server", self.gateway)),
             ("bridge", format!("{}, while a VM of it runs", self.bridge)),
             ("mtu", format!("{} bytes", self.mtu)),
+            ("peers", peers.to_owned()),
             ("vms", self.vms.to_string()),
         ]
     }

@@ -46,6 +46,7 @@ kernel   6.1.0-56-cloud-amd64
 cpus     2
 memory   1 GiB
 disk     8 GiB
+network  default
 address  10.213.0.2
 nat      off
 created  [..] (2d ago)
@@ -287,7 +288,7 @@ fn a_detached_run_prints_the_vms_name() {
         .code(0)
         .stdout_eq("x: running\n");
     assert!(world.saw(
-        r#"POST /v1/vms {"name":"x","image":null,"kernel":null,"cpus":2,"memory_bytes":2147483648,"disk_bytes":null,"init":"auto","entrypoint":true,"nat":false,"start":true,"ephemeral":false}"#
+        r#"POST /v1/vms {"name":"x","image":null,"kernel":null,"cpus":2,"memory_bytes":2147483648,"disk_bytes":null,"init":"auto","entrypoint":true,"network":null,"nat":false,"start":true,"ephemeral":false}"#
     ));
     let output = world.banger(&["vm", "run", "-d", "--format", "json"]).output().unwrap();
     let vm: banger_api::vm::Vm = serde_json::from_slice(&output.stdout).unwrap();
@@ -438,6 +439,8 @@ The VM:
       --cpus <N>         How many CPUs it has
       --memory <SIZE>    Memory, such as 512M or 2G; a bare number is MiB
       --disk <SIZE>      Size of its disk, such as 8G; a bare number is MiB
+      --network <NAME>   The network that it is in, as `banger network list` shows them; `default`
+                         if not given
       --nat              Let it reach the internet, and what else the host reaches, under the host's
                          address
 
@@ -464,6 +467,54 @@ Examples:
   banger vm run --rm --image alpine:3.20 -- ls /         an image of a registry
   banger vm run -d --name web --memory 2G               start it and come back
   tar c . | banger vm run --rm -w /tmp -- tar x         stdin goes to the command
+
+"#]]);
+    help(&["network", "create", "--help"]).stdout_eq(str![[r#"
+Make a network for VMs, apart from those of other networks
+
+Usage: banger network create [OPTIONS] <NAME>
+
+Arguments:
+  <NAME>  Its name
+
+Options:
+      --format <FORMAT>  How results and errors are written; json: one document a line [possible
+                         values: human, json]
+      --subnet <CIDR>    A private subnet of 16 to 29 bits, such as 192.168.77.0/24; one that the
+                         host does not use if not given
+      --mtu <N>          The longest packet in bytes, 576 to 65521; as config.toml has it if not
+                         given
+  -q, --quiet            No progress and no hints; lists show names only
+      --allow-peers      Let its VMs reach each other, on every port
+  -h, --help             Print help
+
+VMs are put in it by `banger vm run --network NAME`. Its bridge is on the host while one of them
+runs.
+
+Examples:
+  banger network create lab
+  banger network create team --allow-peers                its VMs reach each other
+  banger network create vpn --subnet 192.168.77.0/24 --mtu 1400
+
+"#]]);
+    help(&["network", "delete", "--help"]).stdout_eq(str![[r#"
+Delete networks; refused while a VM is in one, running or not
+
+Usage: banger network delete [OPTIONS] <NAME>...
+
+Arguments:
+  <NAME>...  
+
+Options:
+      --format <FORMAT>  How results and errors are written; json: one document a line [possible
+                         values: human, json]
+  -q, --quiet            No progress and no hints; lists show names only
+  -h, --help             Print help
+
+The network `default` stays.
+
+Examples:
+  banger network delete team
 
 "#]]);
     help(&["vm", "exec", "--help"]).stdout_eq(str![[r#"

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use banger_api::vm::State;
-use banger_api::{Code, Problem, VmId};
+use banger_api::{Code, Problem, VmId, Zone};
 use banger_host::{Claim, DmSnapshot, Guard, Installation, Mac, Mark, Network, root};
 use banger_storage::Driver;
 use banger_store::VmRecord;
@@ -60,13 +60,22 @@ async fn plan_start(daemon: &Arc<Daemon>, operation: &Operation) -> Result<Start
             gateway: Ipv4Addr::new(10, 213, 0, 1),
             prefix: 22,
             mtu: 1500,
+            peers: false,
         },
         address: Ipv4Addr::new(10, 213, 0, 2),
         mac: Mac::of(&mark),
         nat: false,
+        zone: Zone::default(),
     };
-    let machine =
-        plan::machine(&vm, &mark, driver, &boot, &daemon.places, Some(daemon.uids), Some(network));
+    let machine = plan::machine(
+        &vm,
+        &mark,
+        driver,
+        &boot,
+        &daemon.places,
+        Some(daemon.uids),
+        Some(network.clone()),
+    );
     let firecracker = Firecracker::jailed(version);
     let (rules, no_rules) = root::rules_for_one(&Guard {
         mark: mark.clone(),
@@ -156,6 +165,7 @@ async fn default_vm(
         config: Default::default(),
         entrypoint: false,
         place: None,
+        network: None,
         nat: false,
     };
     let boot = Boot {

@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use banger_api::{Code, ImageName, Problem, Size};
+use banger_api::{Code, ImageName, Problem, Size, Zone};
 use banger_host::Network;
 use banger_image::Limits;
 use banger_image::catalog::{Place, TrustedKey};
@@ -51,18 +51,20 @@ pub struct CatalogSettings {
 }
 
 /// What the network of VMs is to be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetworkSettings {
     /// `None`: the first of many that this host does not use.
     pub subnet: Option<Subnet>,
     /// In bytes.
     pub mtu: u16,
+    /// What the names of VMs end with.
+    pub zone: Zone,
 }
 
 impl Default for NetworkSettings {
     /// Ethernet's.
     fn default() -> Self {
-        Self { subnet: None, mtu: 1500 }
+        Self { subnet: None, mtu: 1500, zone: Zone::default() }
     }
 }
 
@@ -104,9 +106,27 @@ impl Subnet {
         Ipv4Addr::from_bits(self.first.to_bits() + 1)
     }
 
+    /// A network of it, whose guests do not reach each other.
+    #[must_use]
+    pub fn network(self, number: u8, mtu: u16) -> Network {
+        Network { number, gateway: self.gateway(), prefix: self.prefix, mtu, peers: false }
+    }
+
     #[must_use]
     pub fn is_of(self, network: &Network) -> bool {
         (self.gateway(), self.prefix) == (network.gateway, network.prefix)
+    }
+}
+
+/// A length of packets that a network can have, in bytes.
+///
+/// # Errors
+/// What it is not.
+pub(crate) fn mtu_of(mtu: u16) -> Result<u16, String> {
+    // The least that every host must take in one piece (RFC 791), and the most that a device of virtio's carries.
+    match mtu {
+        576..=65521 => Ok(mtu),
+        _ => Err(format!("{mtu} is not from 576 to 65521 bytes")),
     }
 }
 
@@ -193,6 +213,7 @@ struct File {
 struct NetworkFile {
     subnet: Option<String>,
     mtu: Option<u16>,
+    zone: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -336,13 +357,11 @@ fn parse(text: &str, host: HostSize) -> Result<Config, Problem> {
         network.subnet =
             Some(Subnet::parse(&text).map_err(|e| invalid(format!("network.subnet: {e}")))?);
     }
-    match file.network.mtu {
-        // The least that every host must take in one piece (RFC 791), and the most that a device of virtio's carries.
-        Some(mtu @ 576..=65521) => network.mtu = mtu,
-        Some(mtu) => {
-            return Err(invalid(format!("network.mtu: {mtu} is not from 576 to 65521 bytes")));
-        }
-        None => {}
+    if let Some(mtu) = file.network.mtu {
+        network.mtu = mtu_of(mtu).map_err(|e| invalid(format!("network.mtu: {e}")))?;
+    }
+    if let Some(zone) = file.network.zone {
+        network.zone = Zone::parse(&zone).map_err(|e| invalid(format!("network.zone: {e}")))?;
     }
     let catalog = file.catalog.map(|catalog| {
         Ok(CatalogSettings {
@@ -431,6 +450,8 @@ mod tests {
             ("[network]\nsubnet = \"10.0.0.0/30\"", "16 to 29"),
             ("[network]\nsubnet = \"8.8.8.0/24\"", "private"),
             ("[network]\nmtu = 100", "network.mtu"),
+            ("[network]\nzone = \"local\"", "network.zone"),
+            ("[network]\nzone = \"VM\"", "network.zone: \"VM\" is not a zone"),
             ("[catalog]\nsource = \"/srv/catalog.toml\"", "public_key"),
             ("[catalog]\nsource = \"here\"\npublic_key = \"RW\"", "catalog.source"),
             ("[catalog]\nsource = \"/srv/c\"\npublic_key = \"RW\"", "catalog.public_key"),

@@ -104,7 +104,7 @@ impl Daemon {
             programs,
             operations: Operations::new(Arc::clone(&store)),
             boots: Semaphore::new(config.boots_at_once),
-            dns: Dns::default(),
+            dns: Dns::new(&config.network.zone),
             folders,
             config,
             store,
@@ -121,8 +121,8 @@ impl Daemon {
         }
     }
 
-    /// Held while a VM takes an image and a kernel, and while the file and the record of one come or go: so nobody takes what
-    /// another removes. Never across an await.
+    /// Held while a VM takes an image, a kernel and a network, and while the file and the record of one come or go: so nobody
+    /// takes what another removes. Never across an await.
     pub fn artifacts(&self) -> MutexGuard<'_, ()> {
         self.artifacts.lock().unwrap_or_else(PoisonError::into_inner)
     }

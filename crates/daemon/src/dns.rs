@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use banger_api::Zone;
 use banger_dns::{Guests, Names, Sockets, Subnet, serve_authoritative, serve_guests};
 use banger_host::Network;
 use banger_host::root::DNS_PORT;
@@ -13,40 +14,45 @@ use tokio_util::sync::CancellationToken;
 use crate::daemon::Daemon;
 use crate::problems;
 
-/// What the names of VMs end with; guests know it too.
-pub const ZONE: &str = "vm";
-
 /// The names of the VMs that run, and the servers that answer for them.
 #[derive(Debug)]
 pub struct Dns {
     names: Names,
-    /// By address. A server that could not be had is here with the reason, and is tried again when it is next needed.
-    servers: Mutex<HashMap<Ipv4Addr, Result<(), String>>>,
-}
-
-impl Default for Dns {
-    fn default() -> Self {
-        let names = Names::new(ZONE).expect("it is a zone's name");
-        Self { names, servers: Mutex::default() }
-    }
+    /// By address: what ends the server there. One that could not be had is here with the reason, and is tried again when it
+    /// is next needed.
+    servers: Mutex<HashMap<Ipv4Addr, Result<CancellationToken, String>>>,
 }
 
 impl Dns {
+    #[must_use]
+    pub fn new(zone: &Zone) -> Self {
+        let names = Names::new(zone.as_str()).expect("a zone is a name");
+        Self { names, servers: Mutex::default() }
+    }
+
     /// Whether the server at this address answers; `None` when nobody has asked for one.
     #[must_use]
     pub fn server(&self, address: Ipv4Addr) -> Option<Result<(), String>> {
-        self.servers().get(&address).cloned()
+        self.servers().get(&address).map(|server| server.clone().map(drop))
+    }
+
+    /// Ends the server at this address, if there is one: its network is no more.
+    pub(crate) fn end(&self, address: Ipv4Addr) {
+        if let Some(Ok(stop)) = self.servers().remove(&address) {
+            stop.cancel();
+        }
     }
 
     /// Answers at this address from now on, if that is not so already. In a runtime.
     fn serve(&self, address: Ipv4Addr, guests: Option<Guests>) -> Result<(), String> {
         let mut servers = self.servers();
-        if let Some(Ok(())) = servers.get(&address) {
+        if let Some(Ok(_)) = servers.get(&address) {
             return Ok(());
         }
         let begun = Sockets::bind(SocketAddrV4::new(address, DNS_PORT))
             .map(|sockets| {
                 let (names, stop) = (self.names.clone(), CancellationToken::new());
+                let ends = stop.clone();
                 drop(tokio::spawn(async move {
                     let ended = match guests {
                         None => serve_authoritative(sockets, names, stop).await,
@@ -56,13 +62,14 @@ impl Dns {
                         tracing::error!(%address, %error, "the DNS server has ended");
                     }
                 }));
+                ends
             })
             .map_err(|error| problems::dns(&error).to_string());
         servers.insert(address, begun.clone());
-        begun
+        begun.map(drop)
     }
 
-    fn servers(&self) -> MutexGuard<'_, HashMap<Ipv4Addr, Result<(), String>>> {
+    fn servers(&self) -> MutexGuard<'_, HashMap<Ipv4Addr, Result<CancellationToken, String>>> {
         self.servers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -12,7 +12,6 @@ use banger_vmm::qemu;
 
 use crate::config::VmmChoice;
 use crate::daemon::Daemon;
-use crate::dns::ZONE;
 use crate::doctor_system;
 use crate::operations::Operation;
 use crate::problems;
@@ -145,14 +144,15 @@ impl Daemon {
     /// Whether programs on this host can ask for VMs by name.
     fn names(&self) -> Finding {
         let at = format!("127.0.0.1:{}", root::DNS_PORT);
+        let zone = &self.config.network.zone;
         match self.dns.server(Ipv4Addr::LOCALHOST) {
-            Some(Ok(())) => pass("dns", format!("NAME.{ZONE} is answered at {at}")),
+            Some(Ok(())) => pass("dns", format!("NAME.{zone} is answered at {at}")),
             Some(Err(why)) => warn(
                 "dns",
-                format!("NAME.{ZONE} is not answered on this host: {why}"),
+                format!("NAME.{zone} is not answered on this host: {why}"),
                 "another banger may have the port: VMs are reached by their addresses, which `banger vm list` shows",
             ),
-            None => warn("dns", format!("nothing answers for NAME.{ZONE}"), "`banger daemon stop`"),
+            None => warn("dns", format!("nothing answers for NAME.{zone}"), "`banger daemon stop`"),
         }
     }
 

@@ -3,17 +3,19 @@
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use banger_api::{Code, Problem, network};
-use banger_host::{Mac, Network, root};
-use banger_store::{NetworkRecord, Place, VmRecord};
+use banger_api::network::CreateNetwork;
+use banger_api::{Code, NetworkName, Problem, VmName, network};
+use banger_host::root::TakenSubnet;
+use banger_host::{MOST_NETWORKS, Mac, Network, root};
+use banger_store::{Deleted, NetworkRecord, Place, VmRecord};
 use banger_vmm::NetworkDevice;
 
-use crate::config::Subnet;
+use crate::config::{Subnet, mtu_of};
 use crate::daemon::Daemon;
 use crate::operations::Operation;
 use crate::problems;
 
-/// The network that VMs are in.
+/// The network of VMs that name none: it comes with the first of them.
 const DEFAULT: (u8, &str) = (0, "default");
 
 /// Subnets are chosen from here: a part of 10.0.0.0/8 that few networks use. Each has room for 1021 VMs.
@@ -47,9 +49,127 @@ impl Daemon {
             .copied()
     }
 
-    /// The network of a new VM, chosen anew as long as no VM is in it. For whoever holds [`Daemon::artifacts`].
-    pub(crate) fn network_for_new(&self, operation: &Operation) -> Result<Network, Problem> {
+    /// The network of a new VM: the one of that name, or the default one. For whoever holds [`Daemon::artifacts`].
+    pub(crate) fn network_for_new(
+        &self,
+        name: Option<&NetworkName>,
+        operation: &Operation,
+    ) -> Result<Network, Problem> {
+        match name.filter(|name| name.as_str() != DEFAULT.1) {
+            Some(name) => Ok(self.network_named(name)?.network),
+            None => self.default_network(operation),
+        }
+    }
+
+    /// Refuses the name of a network that a VM cannot be in.
+    pub(crate) fn refuse_unknown_network(&self, name: &NetworkName) -> Result<(), Problem> {
+        if name.as_str() == DEFAULT.1 { Ok(()) } else { self.network_named(name).map(drop) }
+    }
+
+    /// The network of that name.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn network_named(&self, name: &NetworkName) -> Result<NetworkRecord, Problem> {
+        let found = self.store.network_named(name).map_err(problems::store)?;
+        found.ok_or_else(|| unknown(name))
+    }
+
+    /// Makes the record of a network. Its bridge is there while a VM of it runs.
+    ///
+    /// # Errors
+    /// What does not fit, by the request's own words; then nothing is made.
+    pub fn create_network(&self, request: &CreateNetwork) -> Result<NetworkRecord, Problem> {
+        let CreateNetwork { name, subnet, mtu, peers } = request;
+        let invalid = |text: String| Problem::new(Code::Invalid, text);
+        let parsed = subnet.as_deref().map(Subnet::parse).transpose();
+        let subnet = parsed.map_err(|why| invalid(format!("subnet: {why}")))?;
+        let mtu = mtu_of(mtu.unwrap_or(self.config.network.mtu))
+            .map_err(|why| invalid(format!("mtu: {why}")))?;
+        if name.as_str() == DEFAULT.1 {
+            return Err(Problem::new(
+                Code::Conflict,
+                format!("the network {name} is banger's own"),
+            )
+            .because("the first VM that names no network brings it")
+            .remedy("use another name; `[network]` in config.toml is what it is made by"));
+        }
+        let _artifacts = self.artifacts();
+        let all = self.store.networks().map_err(problems::store)?;
+        if all.iter().any(|record| record.name == *name) {
+            return Err(Problem::new(Code::Conflict, format!("there is already a network {name}"))
+                .remedy(format!("use another name, or `banger network delete {name}`")));
+        }
+        let is_free = |number: &u8| !all.iter().any(|record| record.network.number == *number);
+        let number = (DEFAULT.0 + 1..MOST_NETWORKS).find(is_free).ok_or_else(|| {
+            let message = format!("there are as many networks as there can be, {MOST_NETWORKS}");
+            Problem::new(Code::Conflict, message).remedy("`banger network delete` one")
+        })?;
+        let taken = self.taken_subnets(number)?;
+        let installation = self.store.installation().to_string();
+        let network = choices(number, subnet, mtu, &installation)
+            .find(|network| is_clear(network, &taken))
+            .map(|network| Network { peers: *peers, ..network })
+            .ok_or_else(|| no_subnet(subnet, &taken))?;
+        self.store.insert_network(name, &network).map_err(problems::store)?;
+        self.publish_names();
+        Ok(NetworkRecord { name: name.clone(), network, vms: 0 })
+    }
+
+    /// The record of a network goes, and whoever answered its guests.
+    ///
+    /// # Errors
+    /// When VMs are in it, by their names, or there is none of that name.
+    pub fn delete_network(&self, name: &NetworkName) -> Result<(), Problem> {
+        if name.as_str() == DEFAULT.1 {
+            return Err(Problem::new(Code::Conflict, format!("the network {name} stays"))
+                .because("it is where VMs are that name no network; nothing of it is on the host while none runs"));
+        }
+        let _artifacts = self.artifacts();
+        match self.store.delete_network(name).map_err(problems::store)? {
+            Deleted::Yes(network) => {
+                self.dns.end(network.gateway);
+                self.publish_names();
+                Ok(())
+            }
+            Deleted::Unknown => Err(unknown(name)),
+            Deleted::InUse(vms) => {
+                let list =
+                    |between| vms.iter().map(VmName::as_str).collect::<Vec<_>>().join(between);
+                let message = format!("VMs are in the network {name}: {}", list(", "));
+                let remedy =
+                    format!("`banger vm delete {}`, if they are no longer needed", list(" "));
+                Err(Problem::new(Code::Conflict, message).remedy(remedy))
+            }
+        }
+    }
+
+    /// What the network of this number must keep clear of: what this host has, and what other networks will have while they
+    /// are used.
+    fn taken_subnets(&self, number: u8) -> Result<Vec<TakenSubnet>, Problem> {
+        let mut taken = root::taken_subnets(self.store.installation(), number)
+            .map_err(|e| problems::host(&e))?;
+        let recorded = self.store.networks().map_err(problems::store)?;
+        let others = recorded.iter().filter(|record| record.network.number != number);
+        taken.extend(others.map(|NetworkRecord { name, network, .. }| TakenSubnet {
+            address: network.first(),
+            prefix: network.prefix,
+            what: format!("the network {name}, {}", network.subnet()),
+        }));
+        // Where the default one is to be made.
+        let configured = self.config.network.subnet.filter(|_| number != DEFAULT.0);
+        taken.extend(configured.map(|Subnet { first, prefix }| TakenSubnet {
+            address: first,
+            prefix,
+            what: format!("the subnet of config.toml, {first}/{prefix}"),
+        }));
+        Ok(taken)
+    }
+
+    /// The network of VMs that name none, chosen anew as long as no VM is in it.
+    fn default_network(&self, operation: &Operation) -> Result<Network, Problem> {
         let (number, name) = DEFAULT;
+        let name = NetworkName::parse(name).expect("it is a network's name");
         let recorded = self.store.network(number).map_err(problems::store)?;
         let configured = &self.config.network;
         if let Some(record) = recorded.as_ref().filter(|record| record.vms > 0) {
@@ -63,11 +183,11 @@ impl Daemon {
             return Ok(record.network);
         }
         let installation = self.store.installation();
-        let taken = root::taken_subnets(installation, number).map_err(|e| problems::host(&e))?;
+        let taken = self.taken_subnets(number)?;
         let fits = |network: &Network| {
             network.mtu == configured.mtu
                 && configured.subnet.is_none_or(|subnet| subnet.is_of(network))
-                && !taken.iter().any(|taken| network.overlaps(taken.address, taken.prefix))
+                && is_clear(network, &taken)
         };
         if let Some(record) = recorded.filter(|record| fits(&record.network)) {
             return Ok(record.network);
@@ -75,14 +195,11 @@ impl Daemon {
         let mut choices =
             choices(number, configured.subnet, configured.mtu, &installation.to_string());
         let Some(network) = choices.find(fits) else {
-            let what: Vec<&str> = taken.iter().map(|taken| taken.what.as_str()).collect();
-            return Err(Problem::new(Code::Conflict, "there is no free subnet for VMs")
-                .because(format!("this host has {}", what.join(", ")))
-                .remedy(
-                    "name a free one in config.toml: `[network]`, `subnet = \"192.168.77.0/24\"`",
-                ));
+            return Err(no_subnet(configured.subnet, &taken).remedy(
+                "name a free one in config.toml: `[network]`, `subnet = \"192.168.77.0/24\"`",
+            ));
         };
-        self.store.set_network(name, &network).map_err(problems::store)?;
+        self.store.set_network(&name, &network).map_err(problems::store)?;
         Ok(network)
     }
 
@@ -104,9 +221,10 @@ impl Daemon {
                     address: place.address,
                     mac: Mac::of(&self.mark(&vm.id)),
                     nat: vm.nat,
+                    zone: self.config.network.zone.clone(),
                 }))
             }
-            Err(why) if vm.nat => Err(no_network(&why)
+            Err(why) if vm.nat => Err(no_network("--nat", &why)
                 .remedy(format!("`banger vm set {} --nat off` lets it start without", vm.name))),
             Err(why) => {
                 operation.note(format!("{} has no network: {why}", vm.name));
@@ -134,14 +252,45 @@ impl Daemon {
             subnet: network.subnet(),
             gateway: network.gateway,
             mtu: network.mtu,
+            peers: network.peers,
             vms,
         }
     }
 }
 
-/// Why a VM that is to reach beyond its host cannot.
-pub(crate) fn no_network(why: &str) -> Problem {
-    Problem::new(Code::Missing, "--nat: VMs have no network here").because(why)
+/// Why what needs a network cannot be.
+pub(crate) fn no_network(what: &str, why: &str) -> Problem {
+    Problem::new(Code::Missing, format!("{what}: VMs have no network here")).because(why)
+}
+
+fn unknown(name: &NetworkName) -> Problem {
+    let remedy = match name.as_str() == DEFAULT.1 {
+        true => "the first VM that names no network brings it".to_owned(),
+        false => format!(
+            "`banger network create {name}` makes it; `banger network list` shows which there are"
+        ),
+    };
+    Problem::new(Code::NotFound, format!("there is no network {name}")).remedy(remedy)
+}
+
+fn is_clear(network: &Network, taken: &[TakenSubnet]) -> bool {
+    !taken.iter().any(|taken| network.overlaps(taken.address, taken.prefix))
+}
+
+/// Of all that is taken, what the wanted subnet would meet.
+fn no_subnet(wanted: Option<Subnet>, taken: &[TakenSubnet]) -> Problem {
+    let meets = |taken: &&TakenSubnet| {
+        let Some(subnet) = wanted else { return true };
+        subnet.network(0, 0).overlaps(taken.address, taken.prefix)
+    };
+    let what: Vec<&str> = taken.iter().filter(meets).map(|taken| taken.what.as_str()).collect();
+    let message = match wanted {
+        Some(Subnet { first, prefix }) => format!("the subnet {first}/{prefix} is not free"),
+        None => "there is no free subnet for VMs".to_owned(),
+    };
+    Problem::new(Code::Conflict, message)
+        .because(format!("there is {}", what.join(", ")))
+        .remedy("name a free one: `--subnet 192.168.77.0/24`")
 }
 
 /// The networks that could be, the best first: the configured one alone, or one of many, which begin at another place for
@@ -164,12 +313,7 @@ fn choices(
             prefix,
         })
         .filter(move |_| configured.is_none());
-    configured.into_iter().chain(chosen).map(move |subnet| Network {
-        number,
-        gateway: subnet.gateway(),
-        prefix: subnet.prefix,
-        mtu,
-    })
+    configured.into_iter().chain(chosen).map(move |subnet| subnet.network(number, mtu))
 }
 
 #[cfg(test)]
@@ -181,7 +325,7 @@ mod tests {
         let subnet = Subnet::parse("192.168.7.0/24").unwrap();
         let found: Vec<Network> = choices(0, Some(subnet), 1400, "0a1b").collect();
         let gateway = Ipv4Addr::new(192, 168, 7, 1);
-        assert_eq!(found, [Network { number: 0, gateway, prefix: 24, mtu: 1400 }]);
+        assert_eq!(found, [Network { number: 0, gateway, prefix: 24, mtu: 1400, peers: false }]);
     }
 
     #[test]

@@ -12,7 +12,7 @@ pub(crate) fn store(error: StoreError) -> Problem {
         StoreError::Damaged { .. } | StoreError::NotWhole { .. } | StoreError::Newer { .. } => {
             Code::Damaged
         }
-        StoreError::Taken { .. } | StoreError::NoAddress => Code::Conflict,
+        StoreError::Taken { .. } | StoreError::NoAddress | StoreError::NoNetwork => Code::Conflict,
         error if error.is_full() => Code::NoSpace,
         StoreError::Failed { .. } => Code::Internal,
     };

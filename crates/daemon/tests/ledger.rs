@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use banger_api::vm::State;
-use banger_api::{ImageName, KernelName, Size, VmId, VmName};
+use banger_api::{ImageName, KernelName, Size, VmId, VmName, Zone};
 use banger_host::root::{self, RootPlaces};
 use banger_host::{
     Cgroup, Claim, Held, Host, HostError, LocalHost, Mac, Mark, Network, Places, Root, StateFile,
@@ -130,17 +130,19 @@ impl World {
         let (driver, uids) = (ground.driver(), UidRange::default());
         let record = plan::record_claims(&vm, &mark, driver, &boot.image, &places);
         let uids = ground.is_jailed().then_some(uids);
-        // With a way out, so that all there is of a network is in the plan.
+        // With a way out and peers, so that all there is of a network is in the plan.
         let network = ground.is_jailed().then(|| NetworkDevice {
             network: Network {
                 number: 0,
                 gateway: Ipv4Addr::new(10, 213, 0, 1),
                 prefix: 22,
                 mtu: 1500,
+                peers: true,
             },
             address: Ipv4Addr::new(10, 213, 0, 2),
             mac: Mac::of(&mark),
             nat: true,
+            zone: Zone::default(),
         });
         let machine = plan::machine(&vm, &mark, driver, &boot, &places, uids, network);
         let vmm: Box<dyn Vmm> = if ground.is_jailed() {
@@ -288,6 +290,7 @@ fn vm() -> VmRecord {
         config: Default::default(),
         entrypoint: false,
         place: None,
+        network: None,
         nat: false,
     }
 }

@@ -130,13 +130,29 @@ impl Names {
         self.table.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is known of `name`, which is in wire format, lower case and absolute. None if it is in none of our zones.
-    pub(crate) fn find(&self, name: &[u8]) -> Option<Found> {
+    /// What somebody is told of `name`, which is in wire format, lower case and absolute. None if it is in none of our zones.
+    pub(crate) fn find(&self, name: &[u8], sees: Sees<'_>) -> Option<Found> {
         if let Some(apex) = suffix(name, &self.zone) {
-            return Some(self.read().forward(name, apex));
+            return Some(self.read().forward(name, apex, sees));
         }
         let end = suffix(name, REVERSE)?;
-        self.read().reverse(name, end, &self.zone)
+        self.read().reverse(name, end, &self.zone, sees)
+    }
+}
+
+/// Which names somebody is told: all, or those whose address is in one of these subnets. What he is not told is not there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sees<'a> {
+    All,
+    Within(&'a [Subnet]),
+}
+
+impl Sees<'_> {
+    fn sees(self, address: Ipv4Addr) -> bool {
+        match self {
+            Sees::All => true,
+            Sees::Within(subnets) => subnets.iter().any(|subnet| subnet.contains(address)),
+        }
     }
 }
 
@@ -185,15 +201,15 @@ impl Table {
         }
     }
 
-    fn forward(&self, name: &[u8], apex: usize) -> Found {
+    fn forward(&self, name: &[u8], apex: usize, sees: Sees<'_>) -> Found {
         let relative = &name[..apex];
-        let address = self.addresses.get(relative).copied();
+        let address = self.addresses.get(relative).copied().filter(|address| sees.sees(*address));
         let exists = apex == 0 || address.is_some() || self.parents.contains_key(relative);
         Found { apex, serial: self.serial, exists, address, pointers: Vec::new() }
     }
 
     /// `end` is where `in-addr.arpa` begins.
-    fn reverse(&self, name: &[u8], end: usize, zone: &[u8]) -> Option<Found> {
+    fn reverse(&self, name: &[u8], end: usize, zone: &[u8], sees: Sees<'_>) -> Option<Found> {
         let starts: Vec<usize> = label_starts(&name[..end]).collect();
         // From the address's first octet on, which is the name's last.
         let known: Vec<u8> = starts.iter().rev().map_while(|start| octet(name, *start)).collect();
@@ -217,9 +233,10 @@ impl Table {
             return Some(found);
         }
         let within = padded(&known, 0)..=padded(&known, 255);
-        found.exists |= self.by_address.range(within).next().is_some();
+        found.exists |= self.by_address.range(within).any(|(address, _)| sees.sees(*address));
         if known.len() == 4 {
-            let names = self.by_address.get(&padded(&known, 0));
+            let address = padded(&known, 0);
+            let names = self.by_address.get(&address).filter(|_| sees.sees(address));
             found.pointers =
                 names.into_iter().flatten().map(|name| [name, zone].concat()).collect();
         }
@@ -304,7 +321,7 @@ mod tests {
     fn find(names: &Names, text: &str) -> Option<Found> {
         let mut name = wire(text, 1).unwrap();
         name.push(0);
-        names.find(&name)
+        names.find(&name, Sees::All)
     }
 
     #[test]
@@ -317,7 +334,7 @@ mod tests {
         assert_eq!(find(&names, "web.vmx"), None);
         assert_eq!(find(&names, "xvm"), None);
         // Octets of a label that look like the zone.
-        assert_eq!(names.find(b"\x04a\x02vm\x00"), None);
+        assert_eq!(names.find(b"\x04a\x02vm\x00", Sees::All), None);
     }
 
     #[test]
@@ -366,6 +383,25 @@ mod tests {
         assert!(find(&names, "213.10.in-addr.arpa").unwrap().exists);
         assert!(find(&names, "1.213.10.in-addr.arpa").unwrap().exists);
         assert!(!find(&names, "2.213.10.in-addr.arpa").unwrap().exists);
+    }
+
+    #[test]
+    fn who_sees_some_subnets_is_told_nothing_of_others_not_even_that_it_is_there() {
+        let names = names();
+        names.set_subnets(vec![Subnet::new(Ipv4Addr::new(10, 213, 0, 0), 16).unwrap()]);
+        let own = [Subnet::new(Ipv4Addr::new(10, 213, 1, 1), 24).unwrap()];
+        let find = |text: &str| {
+            let mut name = wire(text, 1).unwrap();
+            name.push(0);
+            names.find(&name, Sees::Within(&own)).unwrap()
+        };
+        assert_eq!(find("db.prod.vm").address, Some(Ipv4Addr::new(10, 213, 1, 3)));
+        assert_eq!(find("3.1.213.10.in-addr.arpa").pointers.len(), 1);
+        for hidden in ["web.vm", "2.0.213.10.in-addr.arpa", "0.213.10.in-addr.arpa"] {
+            let found = find(hidden);
+            assert!(!found.exists && found.address.is_none() && found.pointers.is_empty());
+        }
+        assert!(find("vm").exists && find("1.213.10.in-addr.arpa").exists);
     }
 
     #[test]

@@ -29,8 +29,9 @@ pub fn table() -> Names {
 /// # Panics
 /// When an answer is not one to this packet, or longer than the asker takes.
 pub fn holds(packet: &[u8], names: &Names) {
-    let askers =
-        [Asker::Host, Asker::Stranger, Asker::Guest { ipv6: false }, Asker::Guest { ipv6: true }];
+    let subnets = [Subnet::new(Ipv4Addr::new(10, 213, 0, 2), 32).expect("a subnet")];
+    let guest = |ipv6| Asker::Guest { ipv6, subnets: &subnets };
+    let askers = [Asker::Host, Asker::Stranger, guest(false), guest(true)];
     for asker in askers {
         for transport in [Transport::Udp, Transport::Tcp] {
             let reply = respond(packet, names, asker, transport);

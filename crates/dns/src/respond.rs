@@ -14,7 +14,8 @@ use domain::base::rdata::ComposeRecordData;
 use domain::base::{Header, HeaderSection, Message, MessageBuilder, Name, Serial, ToName, Ttl};
 use domain::rdata::{A, Ns, Ptr, Soa};
 
-use crate::names::{Found, Names};
+use crate::names::{Found, Names, Sees};
+use crate::subnet::Subnet;
 
 /// How long an answer may be kept: not at all. A VM's address is gone when the VM is, and whoever asks again asks a server
 /// on the same machine, which costs less than an address that is no longer true. It is what dnsmasq does with names of
@@ -38,11 +39,12 @@ const MOST_RECORDS: u32 = 8;
 
 /// Who asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Asker {
+pub(crate) enum Asker<'a> {
     /// Somebody on the host. Gets our zones and nothing else.
     Host,
-    /// A guest: our zones, and all other names from the host's nameservers, with their IPv6 addresses or without.
-    Guest { ipv6: bool },
+    /// A guest: of our zones what is in these subnets, and all other names from the host's nameservers, with their IPv6
+    /// addresses or without.
+    Guest { ipv6: bool, subnets: &'a [Subnet] },
     /// Nobody who is answered here.
     Stranger,
 }
@@ -88,7 +90,12 @@ enum Misfit {
     Coded(Header, Rcode),
 }
 
-pub(crate) fn respond(packet: &[u8], names: &Names, asker: Asker, transport: Transport) -> Reply {
+pub(crate) fn respond(
+    packet: &[u8],
+    names: &Names,
+    asker: Asker<'_>,
+    transport: Transport,
+) -> Reply {
     let recursion = matches!(asker, Asker::Guest { .. });
     match understand(packet, transport, recursion) {
         Ok(query) => query.reply(names, asker),
@@ -190,12 +197,14 @@ fn edns(message: &Message<[u8]>) -> Option<Option<Edns>> {
 const OF_THE_RESOLVER: &[u8] = b"\x08resolver\x04arpa\x00";
 
 impl Query {
-    fn reply(self, names: &Names, asker: Asker) -> Reply {
+    fn reply(self, names: &Names, asker: Asker<'_>) -> Reply {
         if self.edns.is_some_and(|edns| edns.version > 0) {
             return self.coded(OptRcode::BADVERS);
         }
-        let (Asker::Guest { .. } | Asker::Host) = asker else {
-            return self.coded(OptRcode::REFUSED);
+        let sees = match asker {
+            Asker::Host => Sees::All,
+            Asker::Guest { subnets, .. } => Sees::Within(subnets),
+            Asker::Stranger => return self.coded(OptRcode::REFUSED),
         };
         if self.class != Class::IN {
             return self.coded(OptRcode::REFUSED);
@@ -212,10 +221,10 @@ impl Query {
             _ => {}
         }
         let canonical = self.name.as_slice().to_ascii_lowercase();
-        if let Some(found) = names.find(&canonical) {
+        if let Some(found) = names.find(&canonical, sees) {
             return self.known(&found);
         }
-        let Asker::Guest { ipv6 } = asker else {
+        let Asker::Guest { ipv6, .. } = asker else {
             return self.coded(OptRcode::REFUSED);
         };
         let of_the_resolver = canonical.ends_with(OF_THE_RESOLVER);

@@ -44,7 +44,7 @@ const WITHOUT_DESCRIPTORS: Duration = Duration::from_secs(1);
 /// Whom a guests' server answers, and how it finds what it does not know.
 #[derive(Debug, Clone)]
 pub struct Guests {
-    /// Clients of these subnets are answered, all others are refused.
+    /// Clients of these subnets are answered, with the names of machines in them; all others are refused.
     pub subnets: Vec<Subnet>,
     /// Where the host's nameservers are, looked at before each query.
     pub resolv_conf: PathBuf,
@@ -133,7 +133,7 @@ impl Service {
         }
     }
 
-    fn asker(&self, client: IpAddr) -> Asker {
+    fn asker(&self, client: IpAddr) -> Asker<'_> {
         let Some(guests) = &self.guests else { return Asker::Host };
         let settings = &guests.settings;
         let guest = match client {
@@ -143,7 +143,10 @@ impl Service {
             }
             IpAddr::V6(_) => false,
         };
-        if guest { Asker::Guest { ipv6: settings.ipv6 } } else { Asker::Stranger }
+        match guest {
+            true => Asker::Guest { ipv6: settings.ipv6, subnets: &settings.subnets },
+            false => Asker::Stranger,
+        }
     }
 
     fn admit(&self, query: Box<Query>, client: IpAddr) -> Outcome {

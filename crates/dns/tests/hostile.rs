@@ -4,10 +4,9 @@
 
 mod support;
 
-use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
-use banger_dns::{Guests, Subnet, property};
+use banger_dns::{Guests, property};
 use support::{Numbers, Packet, SOON, Server, code, id};
 use tokio::net::UdpSocket;
 use tokio::time::timeout;
@@ -159,7 +158,7 @@ async fn the_hosts_server_answers_ten_thousand_packets_each_as_is_right() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_guests_server_answers_ten_thousand_packets_each_as_is_right() {
-    let mut settings = Guests::new(vec![Subnet::new(Ipv4Addr::LOCALHOST, 8).unwrap()]);
+    let mut settings = Guests::new(support::subnets());
     // Nobody is asked: there is only ourselves.
     let folder = tempfile::tempdir().unwrap();
     settings.resolv_conf = folder.path().join("resolv.conf");

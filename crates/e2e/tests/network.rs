@@ -2,10 +2,10 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::time::Duration;
 
-use banger_e2e::{BUSYBOX, Backend, Outside, World, in_world};
+use banger_e2e::{BUSYBOX, Backend, Outcome, Outside, World, in_world};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -110,6 +110,127 @@ fn a_vm_reaches_beyond_the_host_only_while_it_may() {
         assert_eq!(told("out"), (0, Outside::HOST.to_owned()));
         world.delete_all();
         outside.disconnect();
+    });
+}
+
+/// Runs a line of shell in a guest.
+fn sh(world: &World, name: &str, line: &str) -> Outcome {
+    world.banger(["vm", "exec", name, "--", "sh", "-c", line])
+}
+
+/// What a guest gets back from port 7 of another one, which it may know by name.
+fn answered(world: &World, from: &str, to: &str) -> Option<String> {
+    // Its name is asked for by itself: a static program has no resolver of its own for more.
+    let resolve =
+        format!("busybox nslookup {to} | busybox awk '/^Address/ {{ a = $NF }} END {{ print a }}'");
+    let address = match to.parse::<Ipv4Addr>() {
+        Ok(_) => to.to_owned(),
+        Err(_) => sh(world, from, &resolve).succeeds().text().trim().to_owned(),
+    };
+    let outcome = sh(world, from, &format!("echo hello | busybox nc -w 5 {address} 7"));
+    (outcome.status == Some(0)).then(|| outcome.text().trim().to_owned())
+}
+
+#[test]
+fn peers_reach_each_other_by_name_under_their_own_addresses_and_others_reach_neither() {
+    in_world(|world| {
+        world
+            .banger(["network", "create", "team", "--allow-peers"])
+            .succeeds()
+            .prints("team: created");
+        let one = echoing(world, "one", &["--network", "team"]);
+        let two = echoing(world, "two", &["--network", "team"]);
+        let apart = echoing(world, "apart", &[]);
+        assert_eq!(world.vm("one")["network"], "team");
+        assert_eq!(world.vm("apart")["network"], "default");
+
+        let hello = Some("hello".to_owned());
+        assert_eq!(answered(world, "one", "two.vm"), hello);
+        assert_eq!(answered(world, "two", "one.vm"), hello);
+        for (from, to) in [("apart", &one), ("apart", &two), ("one", &apart)] {
+            assert_eq!(answered(world, from, to), None, "{from} to {to}");
+        }
+        let lookup = |from: &str, name: &str| sh(world, from, &format!("busybox nslookup {name}"));
+        assert!(!lookup("apart", "two.vm").text().contains(&two), "another network's names");
+        assert!(!lookup("one", "apart.vm").text().contains(&apart), "another network's names");
+
+        // Under an address that nobody has, a peer is not heard; it is under its own before and after.
+        let none: Ipv4Addr = two.parse().unwrap();
+        let none = Ipv4Addr::from_bits(none.to_bits() + 100);
+        let spoof = format!(
+            "busybox ip address add {none}/32 dev eth0 && busybox ip route add {two}/32 dev eth0 src {none}"
+        );
+        sh(world, "one", &spoof).succeeds();
+        assert_eq!(answered(world, "one", &two), None);
+        sh(world, "one", &format!("busybox ip route delete {two}/32")).succeeds();
+        assert_eq!(answered(world, "one", &two), hello);
+
+        world.banger(["network", "delete", "team"]).exits(1).complains("one, two");
+        world.banger(["network", "delete", "default"]).exits(1).complains("default stays");
+        world.banger(["vm", "stop", "two"]).succeeds();
+        world.banger(["network", "delete", "team"]).exits(1);
+        world.banger(["vm", "delete", "one", "two"]).succeeds();
+        world.banger(["network", "delete", "team"]).succeeds();
+        world
+            .banger(["vm", "run", "--rm", "--image", BUSYBOX, "--network", "team", "--", "true"])
+            .exits(125)
+            .complains("there is no network team");
+    });
+}
+
+#[test]
+fn a_network_that_meets_another_or_the_host_is_refused_by_what_it_meets() {
+    in_world(|world| {
+        let create =
+            |args: &[&str]| world.banger_with(&[&["network", "create"], args].concat(), b"");
+        create(&["a", "--subnet", "10.9.0.0/24", "--mtu", "1400"]).succeeds();
+        let shown = world.banger(["network", "show", "a", "--format", "json"]).json();
+        assert_eq!(shown["subnet"], "10.9.0.0/24");
+        assert_eq!((&shown["mtu"], &shown["peers"]), (&1400.into(), &false.into()));
+        world.program("ip", &["address", "add", "10.77.0.1/24", "dev", "lo"]).succeeds();
+        for (args, said) in [
+            (&["b", "--subnet", "10.9.0.128/25"][..], "the network a, 10.9.0.0/24"),
+            (&["b", "--subnet", "10.77.0.0/16"], "10.77.0.1/24 on lo"),
+            (&["b", "--subnet", "8.8.8.0/24"], "is not private"),
+            (&["b", "--mtu", "100"], "576..=65521"),
+            (&["B"], "only a-z"),
+            (&["a"], "already a network a"),
+            (&["default"], "banger's own"),
+        ] {
+            let refused = create(args);
+            assert_ne!(refused.status, Some(0), "{refused}");
+            refused.complains(said);
+        }
+        world.program("ip", &["address", "delete", "10.77.0.1/24", "dev", "lo"]).succeeds();
+        world.banger(["network", "list", "-q"]).succeeds().prints_only("default\na\n");
+        // One that is chosen meets none that was, and the number of one that is gone is used again.
+        create(&["b", "--allow-peers"]).succeeds();
+        let bridge = |name: &str| {
+            let shown = world.banger(["network", "show", name, "--format", "json"]).json();
+            shown["bridge"].as_str().unwrap().to_owned()
+        };
+        let (first, second) = (bridge("a"), bridge("b"));
+        assert!(first.ends_with("-net1") && second.ends_with("-net2"), "{first}, {second}");
+        world.banger(["network", "delete", "a"]).succeeds();
+        create(&["c"]).succeeds();
+        assert_eq!(bridge("c"), first);
+        world.banger(["network", "delete", "b", "c"]).succeeds();
+        world.banger(["network", "show", "b"]).exits(1).complains("there is no network b");
+    });
+}
+
+#[test]
+fn names_end_with_the_zone_that_is_configured() {
+    in_world(|world| {
+        let config = world.home().join("config/config.toml");
+        let before = std::fs::read_to_string(&config).unwrap();
+        std::fs::write(&config, format!("{before}\n[network]\nzone = \"lab.example\"\n")).unwrap();
+        let one = echoing(world, "one", &[]);
+        sh(world, "one", "cat /etc/hosts")
+            .succeeds()
+            .prints(&format!("{one}\tone.lab.example one"));
+        sh(world, "one", "busybox nslookup one.lab.example").succeeds().prints(&one);
+        assert!(!sh(world, "one", "busybox nslookup one.vm").text().contains(&one));
     });
 }
 

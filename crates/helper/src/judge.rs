@@ -10,8 +10,8 @@ use std::net::Ipv4Addr;
 use banger_host::helper_wire::Act;
 use banger_host::root::{DeviceSource, JailDevice, JailFile};
 use banger_host::{
-    Cgroup, Claim, DmSnapshot, Guard, Held, Installation, Jail, JailedVmm, Loop, LoopRole, Mac,
-    Mark, Nat, Network, StateFile, Tap,
+    Cgroup, Claim, DmSnapshot, Guard, Held, Installation, Jail, JailedVmm, Loop, LoopRole,
+    MOST_NETWORKS, Mac, Mark, Nat, Network, StateFile, Tap,
 };
 
 use crate::policy::Policy;
@@ -154,8 +154,10 @@ fn judge_network(network: &Network) -> Result<(), Refusal> {
     ];
     // What every host takes (RFC 791), and the most that a tap does (TUN's MAX_MTU without Ethernet's header).
     const MTU: (u64, u64) = (576, 65_521);
-    // Any number is a network's; it is one byte of a name.
-    let Network { number: _, gateway, prefix, mtu } = network;
+    // Whether its guests reach each other is the owner's to say. That all claims say the same of one network, and that no two
+    // networks overlap, is judged by what is there ([`banger_host::root`]).
+    let Network { number, gateway, prefix, mtu, peers: _ } = network;
+    between("claim.network.number", (*number).into(), 0, u64::from(MOST_NETWORKS) - 1)?;
     between("claim.network.prefix", (*prefix).into(), 16, 29)?;
     between("claim.network.mtu", (*mtu).into(), MTU.0, MTU.1)?;
     rule(

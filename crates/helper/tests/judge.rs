@@ -115,7 +115,7 @@ fn the_claims_of_every_kind_that_a_real_daemon_makes_are_allowed() {
         // What a user may set.
         (
             "bridge",
-            json!({ "network": { "number": 255, "gateway": "192.168.255.254", "prefix": 16, "mtu": 65_521 } }),
+            json!({ "network": { "number": 63, "gateway": "192.168.255.254", "prefix": 16, "mtu": 65_521, "peers": true } }),
         ),
         (
             "bridge",
@@ -366,6 +366,10 @@ fn a_network_is_private_and_neither_huge_nor_tiny() {
         for mtu in [0, 68, 575, 65_522, 65_535] {
             let refusal = refused(&with(kind, "/network/mtu", json!(mtu)));
             assert_eq!(refusal.field, "claim.network.mtu", "{kind} {mtu}");
+        }
+        for number in [64, 255] {
+            let refusal = refused(&with(kind, "/network/number", json!(number)));
+            assert_eq!(refusal.field, "claim.network.number", "{kind} {number}");
         }
         for gateway in ["10.213.0.0", "10.213.3.255"] {
             let refusal = refused(&with(kind, "/network/gateway", json!(gateway)));

@@ -21,7 +21,8 @@ use rustix::process::Signal;
 use support::{Noted, SOON, World, chain, listener, mark, policy};
 
 fn tap(mark: &Mark) -> Claim {
-    let network = Network { number: 0, gateway: [10, 213, 0, 1].into(), prefix: 22, mtu: 1500 };
+    let network =
+        Network { number: 0, gateway: [10, 213, 0, 1].into(), prefix: 22, mtu: 1500, peers: false };
     Claim::Tap(Tap { mark: mark.clone(), uid: 1_900_000_000, network })
 }
 

@@ -427,7 +427,13 @@ mod tests {
     }
 
     fn acts() -> Vec<Act> {
-        let network = Network { number: 0, gateway: [10, 0, 0, 1].into(), prefix: 22, mtu: 1500 };
+        let network = Network {
+            number: 0,
+            gateway: [10, 0, 0, 1].into(),
+            prefix: 22,
+            mtu: 1500,
+            peers: false,
+        };
         let (address, mac) = ([10, 0, 0, 2].into(), Mac::of(&mark()));
         let installation = mark().installation().clone();
         vec![

@@ -38,7 +38,7 @@ pub use disk::{Disk, DiskSource, reflink_works};
 pub use error::HostError;
 pub use helper_host::HelperHost;
 pub use mark::{Installation, Mark};
-pub use network::{Mac, Network};
+pub use network::{MOST_NETWORKS, Mac, Network};
 pub use process::Watched;
 pub use root::{Cgroup, DmSnapshot, Guard, Jail, JailedVmm, Loop, LoopRole, Nat, Root, Tap};
 pub use state_file::StateFile;

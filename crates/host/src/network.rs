@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::mark::{Installation, Mark};
 
+/// How many networks an installation has at most: their numbers are below it.
+pub const MOST_NETWORKS: u8 = 64;
+
 /// One network of an installation: a bridge, on which the host has the gateway's address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -20,6 +23,10 @@ pub struct Network {
     pub prefix: u8,
     /// The longest packet on it, in bytes, without the Ethernet header.
     pub mtu: u16,
+    /// Whether its guests reach each other. A helper or a ledger of before there was a choice knows only networks where they
+    /// do not, and nothing of this field.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub peers: bool,
 }
 
 impl Network {
@@ -175,7 +182,7 @@ mod tests {
     use super::*;
 
     fn network(gateway: &str, prefix: u8) -> Network {
-        Network { number: 0, gateway: gateway.parse().unwrap(), prefix, mtu: 1500 }
+        Network { number: 0, gateway: gateway.parse().unwrap(), prefix, mtu: 1500, peers: false }
     }
 
     fn address(text: &str) -> Ipv4Addr {
@@ -217,6 +224,17 @@ mod tests {
         assert!(network.is_within(address("10.0.0.0"), 8));
         assert!(!network.is_within(address("10.213.4.0"), 23));
         assert!(!network.is_within(address("192.168.0.0"), 16));
+    }
+
+    #[test]
+    fn a_network_of_before_peers_is_one_without_them_and_is_written_as_it_was() {
+        let old = r#"{"number":0,"gateway":"10.213.4.1","prefix":22,"mtu":1500}"#;
+        let read: Network = serde_json::from_str(old).unwrap();
+        assert_eq!(read, network("10.213.4.1", 22));
+        assert_eq!(serde_json::to_string(&read).unwrap(), old);
+        let with = Network { peers: true, ..read };
+        let text = serde_json::to_string(&with).unwrap();
+        assert_eq!(serde_json::from_str::<Network>(&text).unwrap(), with);
     }
 
     #[test]

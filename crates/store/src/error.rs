@@ -19,6 +19,9 @@ pub enum StoreError {
     Taken { act: &'static str },
     #[error("every address of the network has its VM")]
     NoAddress,
+    /// It was deleted, or another one has its number now.
+    #[error("the network is not what it was")]
+    NoNetwork,
     #[error("cannot {act} in the database")]
     Failed {
         act: &'static str,

@@ -19,7 +19,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
 
 pub use artifacts::{ImageRecord, KernelRecord};
 pub use error::StoreError;
-pub use networks::NetworkRecord;
+pub use networks::{Deleted, NetworkRecord};
 pub use operations::OperationRecord;
 pub use vms::{Place, RecordedClaim, VmRecord};
 

@@ -1,7 +1,8 @@
 //! Networks: what their bridges are to be.
 
+use banger_api::{NetworkName, VmName};
 use banger_host::Network;
-use rusqlite::{OptionalExtension, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
 use crate::Store;
 use crate::columns::text;
@@ -10,10 +11,21 @@ use crate::error::StoreError;
 /// A network as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetworkRecord {
-    pub name: String,
+    pub name: NetworkName,
     pub network: Network,
     /// How many VMs have an address in it.
     pub vms: u32,
+}
+
+/// What became of a network that was to go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Deleted {
+    /// It is gone.
+    Yes(Network),
+    /// There is none of that name.
+    Unknown,
+    /// These VMs are in it, whether they run or not.
+    InUse(Vec<VmName>),
 }
 
 const SELECT: &str =
@@ -37,10 +49,42 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub fn network(&self, number: u8) -> Result<Option<NetworkRecord>, StoreError> {
-        self.read("read the network", |c| {
-            c.prepare_cached(&format!("{SELECT} WHERE number = ?1"))?
-                .query_row([number], network)
-                .optional()
+        self.read("read the network", |c| by_number(c, number))
+    }
+
+    /// The network of that name.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn network_named(&self, name: &NetworkName) -> Result<Option<NetworkRecord>, StoreError> {
+        self.read("read the network", |c| by_name(c, name))
+    }
+
+    /// Records a new network.
+    ///
+    /// # Errors
+    /// `Taken` when there is one of its number or its name.
+    pub fn insert_network(&self, name: &NetworkName, network: &Network) -> Result<(), StoreError> {
+        self.transaction("record the network", |t| insert(t, name, network))
+    }
+
+    /// The record of a network goes if no VM is in it: a VM that is recorded in between keeps it.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub fn delete_network(&self, name: &NetworkName) -> Result<Deleted, StoreError> {
+        self.transaction("delete the network", |t| {
+            let Some(record) = by_name(t, name)? else { return Ok(Deleted::Unknown) };
+            let number = record.network.number;
+            let vms = t
+                .prepare_cached("SELECT name FROM vms WHERE network = ?1 ORDER BY name")?
+                .query_map([number], |row| text(row, "name"))?
+                .collect::<rusqlite::Result<Vec<VmName>>>()?;
+            if !vms.is_empty() {
+                return Ok(Deleted::InUse(vms));
+            }
+            t.execute("DELETE FROM networks WHERE number = ?1", [number])?;
+            Ok(Deleted::Yes(record.network))
         })
     }
 
@@ -48,35 +92,45 @@ impl Store {
     ///
     /// # Errors
     /// `Taken` when VMs are in it, or the name is another's.
-    pub fn set_network(&self, name: &str, network: &Network) -> Result<(), StoreError> {
+    pub fn set_network(&self, name: &NetworkName, network: &Network) -> Result<(), StoreError> {
         self.transaction("record the network", |t| {
             t.execute(
                 "DELETE FROM networks WHERE number = ?1 AND NOT EXISTS (SELECT 1 FROM vms WHERE network = ?1)",
                 [network.number],
             )?;
-            t.execute(
-                "INSERT INTO networks VALUES (?1, ?2, ?3, ?4, ?5)",
-                params![
-                    network.number,
-                    name,
-                    network.gateway.to_string(),
-                    network.prefix,
-                    network.mtu
-                ],
-            )
-            .map(drop)
+            insert(t, name, network)
         })
     }
 }
 
+fn insert(t: &Transaction<'_>, name: &NetworkName, network: &Network) -> rusqlite::Result<()> {
+    let Network { number, gateway, prefix, mtu, peers } = network;
+    t.execute(
+        "INSERT INTO networks VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        params![number, name.as_str(), gateway.to_string(), prefix, mtu, peers],
+    )
+    .map(drop)
+}
+
+pub(crate) fn by_number(c: &Connection, number: u8) -> rusqlite::Result<Option<NetworkRecord>> {
+    let mut select = c.prepare_cached(&format!("{SELECT} WHERE number = ?1"))?;
+    select.query_row([number], network).optional()
+}
+
+fn by_name(c: &Connection, name: &NetworkName) -> rusqlite::Result<Option<NetworkRecord>> {
+    let mut select = c.prepare_cached(&format!("{SELECT} WHERE name = ?1"))?;
+    select.query_row([name.as_str()], network).optional()
+}
+
 fn network(row: &Row<'_>) -> rusqlite::Result<NetworkRecord> {
     Ok(NetworkRecord {
-        name: row.get("name")?,
+        name: text(row, "name")?,
         network: Network {
             number: row.get("number")?,
             gateway: text(row, "gateway")?,
             prefix: row.get("prefix")?,
             mtu: row.get("mtu")?,
+            peers: row.get("peers")?,
         },
         vms: row.get("vms")?,
     })

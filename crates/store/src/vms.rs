@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 
 use banger_api::image::Config;
 use banger_api::vm::State;
-use banger_api::{ImageName, KernelName, Problem, Size, VmId, VmName};
+use banger_api::{ImageName, KernelName, NetworkName, Problem, Size, VmId, VmName};
 use banger_host::{Claim, Life, Network};
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension, Row, Transaction, named_params, params};
@@ -15,6 +15,7 @@ use crate::columns::{
     from_word, integer, json, number, optional_json, optional_text, text, to_json, to_word,
 };
 use crate::error::StoreError;
+use crate::networks::by_number;
 
 /// A VM as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +48,8 @@ pub struct VmRecord {
     pub entrypoint: bool,
     /// Its place in a network, no other VM's. Chosen by [`Store::insert_vm`].
     pub place: Option<Place>,
+    /// The name of that network, as it is read; what [`Store::insert_vm`] records is the place.
+    pub network: Option<NetworkName>,
     /// Whether its network leads beyond the host.
     pub nat: bool,
 }
@@ -68,12 +71,22 @@ pub struct RecordedClaim {
     pub problem: Option<String>,
 }
 
+const SELECT: &str =
+    "SELECT *, (SELECT name FROM networks WHERE number = vms.network) AS network_name FROM vms";
+
+/// Why a VM cannot be recorded in its network.
+enum Misplaced {
+    NoNetwork,
+    NoAddress,
+}
+
 impl Store {
     /// Records a new VM with all the claims it holds from create to delete. Its slot is the least that is free, and so is
     /// its address in `network`.
     ///
     /// # Errors
-    /// `Taken` when the name or the id is; `NoAddress` when the network has none left.
+    /// `Taken` when the name or the id is; `NoNetwork` when the network is not recorded as it is given; `NoAddress` when it has
+    /// none left.
     pub fn insert_vm(
         &self,
         vm: &VmRecord,
@@ -83,8 +96,8 @@ impl Store {
         let recorded = self.transaction("record the VM", |t| {
             let address = match network.map(|network| free_address(t, network)).transpose()? {
                 None => None,
-                Some(Some(address)) => Some(address.to_string()),
-                Some(None) => return Ok(false),
+                Some(Ok(address)) => Some(address.to_string()),
+                Some(Err(misplaced)) => return Ok(Err(misplaced)),
             };
             t.execute(
                 "INSERT INTO vms VALUES (:id, :name, :state, :image, :image_digest, :init, :kernel, :kernel_digest,
@@ -114,9 +127,12 @@ impl Store {
                 },
             )?;
             insert_claims(t, &vm.id, claims)?;
-            Ok(true)
+            Ok(Ok(()))
         })?;
-        if recorded { Ok(()) } else { Err(StoreError::NoAddress) }
+        recorded.map_err(|misplaced| match misplaced {
+            Misplaced::NoNetwork => StoreError::NoNetwork,
+            Misplaced::NoAddress => StoreError::NoAddress,
+        })
     }
 
     /// All VMs, by name.
@@ -125,7 +141,7 @@ impl Store {
     /// When the database cannot be read.
     pub fn vms(&self) -> Result<Vec<VmRecord>, StoreError> {
         self.read("list the VMs", |c| {
-            c.prepare_cached("SELECT * FROM vms ORDER BY name")?.query_map([], vm)?.collect()
+            c.prepare_cached(&format!("{SELECT} ORDER BY name"))?.query_map([], vm)?.collect()
         })
     }
 
@@ -133,7 +149,7 @@ impl Store {
     /// When the database cannot be read.
     pub fn vm(&self, id: &VmId) -> Result<Option<VmRecord>, StoreError> {
         self.read("read the VM", |c| {
-            c.prepare_cached("SELECT * FROM vms WHERE id = ?1")?
+            c.prepare_cached(&format!("{SELECT} WHERE id = ?1"))?
                 .query_row([id.as_str()], vm)
                 .optional()
         })
@@ -335,13 +351,20 @@ fn end_claims(
 }
 
 /// The least address of the network that no VM has.
-fn free_address(t: &Transaction<'_>, network: &Network) -> rusqlite::Result<Option<Ipv4Addr>> {
+fn free_address(
+    t: &Transaction<'_>,
+    network: &Network,
+) -> rusqlite::Result<Result<Ipv4Addr, Misplaced>> {
+    if by_number(t, network.number)?.is_none_or(|record| record.network != *network) {
+        return Ok(Err(Misplaced::NoNetwork));
+    }
     let taken = t
         .prepare_cached("SELECT address FROM vms WHERE network = ?1")?
         .query_map([network.number], |row| text(row, "address"))?
         .collect::<rusqlite::Result<HashSet<Ipv4Addr>>>()?;
     let all = (network.first().to_bits()..=network.last().to_bits()).map(Ipv4Addr::from_bits);
-    Ok(all.filter(|address| network.is_for_a_vm(*address)).find(|address| !taken.contains(address)))
+    let mut all = all.filter(|address| network.is_for_a_vm(*address));
+    Ok(all.find(|address| !taken.contains(address)).ok_or(Misplaced::NoAddress))
 }
 
 fn vm(row: &Row<'_>) -> rusqlite::Result<VmRecord> {
@@ -351,6 +374,7 @@ fn vm(row: &Row<'_>) -> rusqlite::Result<VmRecord> {
     };
     Ok(VmRecord {
         place,
+        network: optional_text(row, "network_name")?,
         nat: row.get("nat")?,
         id: text(row, "id")?,
         name: text(row, "name")?,

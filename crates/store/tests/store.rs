@@ -5,9 +5,9 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 
 use banger_api::vm::State;
-use banger_api::{Code, ImageName, KernelName, Problem, Size, VmId, VmName};
+use banger_api::{Code, ImageName, KernelName, NetworkName, Problem, Size, VmId, VmName};
 use banger_host::{Claim, Installation, Mark, Nat, Network};
-use banger_store::{Store, StoreError, VmRecord};
+use banger_store::{Deleted, Store, StoreError, VmRecord};
 use jiff::Timestamp;
 
 fn open(folder: &Path) -> Store {
@@ -38,6 +38,7 @@ fn vm(name: &str) -> VmRecord {
         config: Default::default(),
         entrypoint: false,
         place: None,
+        network: None,
         nat: false,
     }
 }
@@ -177,9 +178,13 @@ fn a_database_of_the_first_version_gets_its_slots() {
     assert_eq!(store.vms().unwrap().iter().map(|vm| vm.slot).collect::<Vec<_>>(), [1, 0]);
 }
 
+fn name(text: &str) -> NetworkName {
+    NetworkName::parse(text).unwrap()
+}
+
 /// With room for five VMs.
 fn small() -> Network {
-    Network { number: 0, gateway: Ipv4Addr::new(10, 0, 0, 1), prefix: 29, mtu: 1500 }
+    Network { number: 0, gateway: Ipv4Addr::new(10, 0, 0, 1), prefix: 29, mtu: 1500, peers: false }
 }
 
 #[test]
@@ -187,7 +192,7 @@ fn a_vm_has_the_least_address_that_is_free_for_as_long_as_it_is_recorded() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path());
     let network = small();
-    store.set_network("default", &network).unwrap();
+    store.set_network(&name("default"), &network).unwrap();
     let vms: Vec<VmRecord> = ["a", "b", "c", "d", "e"].map(vm).into();
     for vm in &vms {
         store.insert_vm(vm, Some(&network), &[]).unwrap();
@@ -207,21 +212,56 @@ fn a_vm_has_the_least_address_that_is_free_for_as_long_as_it_is_recorded() {
 fn a_network_is_changed_only_when_no_vm_is_in_it() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path());
-    store.set_network("default", &small()).unwrap();
+    store.set_network(&name("default"), &small()).unwrap();
     let other = Network { gateway: Ipv4Addr::new(10, 9, 0, 1), ..small() };
-    store.set_network("default", &other).unwrap();
+    store.set_network(&name("default"), &other).unwrap();
     assert_eq!(store.network(0).unwrap().unwrap().network, other);
     store.insert_vm(&vm("a"), Some(&other), &[]).unwrap();
-    assert!(store.set_network("default", &small()).is_err());
+    assert!(store.set_network(&name("default"), &small()).is_err());
     let found = store.networks().unwrap();
     assert_eq!((found[0].network, found[0].vms), (other, 1));
+}
+
+#[test]
+fn a_network_is_deleted_only_when_no_vm_is_in_it_and_then_takes_no_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    let team = Network { number: 3, peers: true, ..small() };
+    store.insert_network(&name("team"), &team).unwrap();
+    for (name, network) in [("team", small()), ("other", team)] {
+        let error = store.insert_network(&self::name(name), &network).unwrap_err();
+        assert!(matches!(error, StoreError::Taken { .. }), "{error}");
+    }
+    let vms: Vec<VmRecord> = ["b", "a"].map(vm).into();
+    for vm in &vms {
+        store.insert_vm(vm, Some(&team), &[]).unwrap();
+    }
+    let found = store.vm(&vms[0].id).unwrap().unwrap();
+    assert_eq!((found.network, found.place.unwrap().network), (Some(name("team")), 3));
+    assert_eq!(store.vms().unwrap()[0].network, Some(name("team")));
+    let in_use = Deleted::InUse(vec![VmName::parse("a").unwrap(), VmName::parse("b").unwrap()]);
+    assert_eq!(store.delete_network(&name("team")).unwrap(), in_use);
+    for vm in &vms {
+        store.delete_vm(&vm.id).unwrap();
+    }
+    assert_eq!(store.delete_network(&name("team")).unwrap(), Deleted::Yes(team));
+    assert_eq!(store.delete_network(&name("team")).unwrap(), Deleted::Unknown);
+    // Whoever read the network before: its number is nobody's, then another one's.
+    for recorded in [None, Some(Network { peers: false, ..team })] {
+        if let Some(network) = recorded {
+            store.insert_network(&name("other"), &network).unwrap();
+        }
+        let late = store.insert_vm(&vm("late"), Some(&team), &[]).unwrap_err();
+        assert!(matches!(late, StoreError::NoNetwork), "{late}");
+    }
+    assert_eq!(store.vms().unwrap(), []);
 }
 
 #[test]
 fn what_lets_a_running_vm_out_is_recorded_before_it_is_made_and_forgotten_when_it_is_gone() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path());
-    store.set_network("default", &small()).unwrap();
+    store.set_network(&name("default"), &small()).unwrap();
     let vm = vm("a");
     store.insert_vm(&vm, Some(&small()), &[]).unwrap();
     let claim = Claim::Nat(Nat {

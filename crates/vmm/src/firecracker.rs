@@ -332,7 +332,7 @@ mod tests {
             .collect::<Vec<_>>()
         };
         let device = machine(&Overlay).network.unwrap();
-        let all = of_network(Some(device));
+        let all = of_network(Some(device.clone()));
         assert!(
             matches!(
                 all[..],

@@ -1,5 +1,6 @@
 //! The machine that the tests of all VMMs plan for.
 
+use banger_api::Zone;
 use banger_host::{Mac, Mark, Network, StateFile};
 use banger_storage::Driver;
 
@@ -19,10 +20,17 @@ pub(crate) fn machine(driver: &dyn Driver) -> Machine {
         storage: driver.run_claims(&mark, &image, 1 << 30),
         uid: Some(1_900_000_000),
         network: Some(NetworkDevice {
-            network: Network { number: 0, gateway: [10, 213, 0, 1].into(), prefix: 22, mtu: 1500 },
+            network: Network {
+                number: 0,
+                gateway: [10, 213, 0, 1].into(),
+                prefix: 22,
+                mtu: 1500,
+                peers: false,
+            },
             address: [10, 213, 0, 2].into(),
             mac: Mac::of(&mark),
             nat: true,
+            zone: Zone::default(),
         }),
         log_limit_bytes: 1 << 20,
         mark,

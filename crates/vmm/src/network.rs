@@ -2,11 +2,11 @@
 
 use std::net::Ipv4Addr;
 
-use banger_api::GuestNet;
+use banger_api::{GuestNet, Zone};
 use banger_host::{Claim, Guard, Mac, Mark, Nat, Network, Tap};
 
 /// The one network device of a VM.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetworkDevice {
     pub network: Network,
     /// The VM's own in the network.
@@ -14,13 +14,15 @@ pub struct NetworkDevice {
     pub mac: Mac,
     /// Whether the VM has a way out of the host.
     pub nat: bool,
+    /// What the names of VMs end with.
+    pub zone: Zone,
 }
 
 impl NetworkDevice {
     /// In the order in which they are made: the rules are there before the device is. `uid` is the VMM's user, who opens
     /// the tap.
     pub(crate) fn claims(&self, mark: &Mark, uid: u32) -> Vec<Claim> {
-        let Self { network, address, mac, nat } = *self;
+        let Self { network, address, mac, nat, zone: _ } = *self;
         let mark = || mark.clone();
         let mut claims = vec![
             Claim::Bridge { installation: mark().installation().clone(), network },
@@ -35,7 +37,8 @@ impl NetworkDevice {
 
     /// For the guest's agent, on the kernel's command line.
     pub(crate) fn word(&self) -> String {
-        let Network { gateway, prefix, mtu, number: _ } = self.network;
-        GuestNet { address: self.address, prefix, gateway, mtu }.to_string()
+        let Network { gateway, prefix, mtu, number: _, peers: _ } = self.network;
+        let zone = self.zone.clone();
+        GuestNet { address: self.address, prefix, gateway, mtu, zone }.to_string()
     }
 }

@@ -13,7 +13,7 @@ use banger_storage::DriveSource;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
 
-use crate::{Machine, Vmm, VmmError, snapshot_device};
+use crate::{Machine, NetworkDevice, Vmm, VmmError, snapshot_device};
 
 /// How QEMU executes the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -157,7 +157,7 @@ impl Qemu {
             // Mitigations cost a translated guest much and protect nothing: it shares no predictor with its host's code.
             words.push("mitigations=off".into());
         }
-        words.extend(machine.network.map(|device| device.word()));
+        words.extend(machine.network.as_ref().map(NetworkDevice::word));
         words.extend(machine.agent_words.iter().cloned());
         words
     }

@@ -22,8 +22,8 @@ use banger_api::image::Config;
 use banger_api::operation::Event;
 use banger_api::vm::{self, Vm};
 use banger_api::{
-    Code, ImageName, KernelName, OperationId, Problem, Size, VERSION_HEADER, VmId, VmName,
-    version_line,
+    Code, ImageName, KernelName, NetworkName, OperationId, Problem, Size, VERSION_HEADER, VmId,
+    VmName, version_line,
 };
 use futures_util::{SinkExt, StreamExt};
 use hyper_util::rt::TokioIo;
@@ -283,6 +283,7 @@ fn vm(name: &str, state: vm::State) -> Vm {
         cpus: 2,
         memory_bytes: Size::gib(1),
         disk_bytes: Size::gib(8),
+        network: Some(NetworkName::parse("default").unwrap()),
         address: Some(Ipv4Addr::new(10, 213, 0, 2)),
         nat: false,
         ephemeral: false,

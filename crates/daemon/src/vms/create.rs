@@ -59,9 +59,14 @@ impl Daemon {
             self.refuse_taken(name)?;
         }
         let networks = self.networks_work().await;
-        if let (true, Err(why)) = (request.nat, &networks) {
-            return Err(networks::no_network(why)
-                .remedy("leave --nat away; `banger doctor` shows what is missing"));
+        for (flag, given) in [("--network", request.network.is_some()), ("--nat", request.nat)] {
+            if let (true, Err(why)) = (given, &networks) {
+                return Err(networks::no_network(flag, why)
+                    .remedy(format!("leave {flag} away; `banger doctor` shows what is missing")));
+            }
+        }
+        if let Some(network) = &request.network {
+            self.refuse_unknown_network(network)?;
         }
         let image = self.image_for(request.image.as_ref(), operation).await?;
         let kernel = self.kernel_for(request.kernel.as_ref(), operation).await?;
@@ -142,6 +147,7 @@ impl Daemon {
         });
         parts.push(format!("{} memory", sizes.memory));
         parts.push(format!("{} disk", sizes.disk));
+        parts.extend(request.network.iter().map(|network| format!("network {network}")));
         if request.nat {
             parts.push("NAT".to_owned());
         }
@@ -186,7 +192,9 @@ impl Daemon {
                 return Err(Problem::new(Code::Conflict, message).remedy("repeat the command"));
             }
         }
-        let network = network.map(|operation| self.network_for_new(operation)).transpose()?;
+        let network = network
+            .map(|operation| self.network_for_new(request.network.as_ref(), operation))
+            .transpose()?;
         // An id or a made-up name that is there already is drawn again; a given name is the user's to change.
         for _ in 0..20 {
             let random =
@@ -225,6 +233,7 @@ impl Daemon {
                 config: image.config.clone(),
                 entrypoint,
                 place: None,
+                network: None,
                 nat: request.nat,
             };
             let mark = self.mark(&vm.id);

@@ -42,6 +42,7 @@ pub fn shown(record: VmRecord) -> Vm {
         cpus: record.cpus,
         memory_bytes: record.memory,
         disk_bytes: record.disk,
+        network: record.network,
         address: record.place.map(|place| place.address),
         nat: record.nat,
         ephemeral: record.ephemeral,

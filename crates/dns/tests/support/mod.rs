@@ -13,6 +13,12 @@ use tokio_util::sync::CancellationToken;
 /// More than anything here takes, unless it hangs.
 pub(crate) const SOON: Duration = Duration::from_secs(10);
 
+/// Of the clients here, and of the machines that they are told of.
+pub(crate) fn subnets() -> Vec<Subnet> {
+    let subnet = |address, prefix| Subnet::new(address, prefix).unwrap();
+    vec![subnet(Ipv4Addr::LOCALHOST, 8), subnet(Ipv4Addr::new(10, 213, 0, 1), 22)]
+}
+
 pub(crate) const WEB: Ipv4Addr = Ipv4Addr::new(10, 213, 0, 2);
 
 pub(crate) fn names() -> Names {

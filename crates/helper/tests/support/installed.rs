@@ -26,7 +26,10 @@ pub(crate) const UID: u32 = 1_900_000_000;
 /// The network of the tests, in a namespace of theirs, and the address of its first VM.
 pub(crate) fn network() -> (Network, Ipv4Addr) {
     let gateway = Ipv4Addr::new(10, 213, 0, 1);
-    (Network { number: 0, gateway, prefix: 22, mtu: 1500 }, Ipv4Addr::new(10, 213, 0, 2))
+    (
+        Network { number: 0, gateway, prefix: 22, mtu: 1500, peers: false },
+        Ipv4Addr::new(10, 213, 0, 2),
+    )
 }
 
 /// The program under test: the one that cargo has built, unless it is run on another machine.

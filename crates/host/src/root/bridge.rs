@@ -78,12 +78,27 @@ pub(super) fn ensure(installation: &Installation, network: &Network) -> io::Resu
         netlink::set_mtu(bridge.index, network.mtu)?;
     }
     netlink::forward_from(bridge.index)?;
-    netlink::answer_for_ports(bridge.index)?;
+    peers(&bridge, network)?;
     address(&bridge, network)?;
     if !bridge.up {
         netlink::bring_up(bridge.index)?;
     }
     Ok(bridge.index)
+}
+
+/// Sees to it that guests find each other, or the host in each other's place. Between VMs that run, that is not changed.
+fn peers(bridge: &Link, network: &Network) -> io::Result<()> {
+    if bridge.answers_for_ports != network.peers {
+        return Ok(());
+    }
+    if has_ports(bridge)? {
+        let (there, wanted) = if network.peers { ("do not", "do") } else { ("do", "do not") };
+        return Err(io::Error::other(format!(
+            "VMs use {} which {there} reach each other, and here they {wanted}: stop them, then start them again",
+            bridge.name
+        )));
+    }
+    netlink::answer_for_ports(bridge.index, !network.peers)
 }
 
 /// Sees to it that the host has the gateway's address there. A bridge that VMs of another subnet use is left as it is.

@@ -35,6 +35,7 @@ pub(super) fn release(mark: &Mark) -> Result<(), HostError> {
     let remove = || {
         let left = nft::change(mark.installation(), |rules| {
             rules.guards.remove(mark);
+            rules.peers.remove(mark);
             Ok(())
         })?;
         nat::settle(mark.installation(), &left)
@@ -56,6 +57,21 @@ fn insert(rules: &mut Rules, claim: &Guard) -> io::Result<()> {
         let said = format!("VM {mark} is known as {address} with {mac} already");
         return Err(io::Error::other(said));
     }
+    // All guests of a network reach each other, or none does.
+    let odd = rules.guards.iter().find(|(mark, (_, there))| {
+        claim.network.contains(*there) && rules.peers.contains_key(*mark) != claim.network.peers
+    });
+    if let Some((mark, _)) = odd {
+        let which = if claim.network.peers { "that do not" } else { "that" };
+        let said = format!(
+            "VM {mark} is in {} with guests {which} reach each other",
+            claim.network.subnet()
+        );
+        return Err(io::Error::other(said));
+    }
     rules.guards.insert(claim.mark.clone(), wanted);
+    if claim.network.peers {
+        rules.peers.insert(claim.mark.clone(), (claim.network.number, claim.address));
+    }
     Ok(())
 }

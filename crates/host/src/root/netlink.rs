@@ -26,6 +26,8 @@ pub(super) struct Link {
     pub(super) up: bool,
     /// IPv4 packets that come in by it.
     pub(super) forwards: bool,
+    /// What [`answer_for_ports`] sets.
+    pub(super) answers_for_ports: bool,
     pub(super) mtu: u32,
     /// Six bytes where it has an Ethernet address.
     pub(super) mac: Vec<u8>,
@@ -152,21 +154,23 @@ pub(super) fn set_mtu(index: u32, mtu: u16) -> io::Result<()> {
 
 /// Lets the host pass on what comes in by this device.
 pub(super) fn forward_from(index: u32) -> io::Result<()> {
-    set_inet(index, IPV4_DEVCONF_FORWARDING)
+    set_inet(index, IPV4_DEVCONF_FORWARDING, true)
 }
 
-/// Lets the host answer for addresses of the device's subnet that one port of a bridge has and another asks for
+/// Whether the host answers for addresses of the device's subnet that one port of a bridge has and another asks for
 /// (proxy_arp_pvlan in Documentation/networking/ip-sysctl.rst): what ports send each other comes to the host's rules, which
 /// tell the sender no at once.
-pub(super) fn answer_for_ports(index: u32) -> io::Result<()> {
-    set_inet(index, IPV4_DEVCONF_PROXY_ARP_PVLAN)
+pub(super) fn answer_for_ports(index: u32, answer: bool) -> io::Result<()> {
+    set_inet(index, IPV4_DEVCONF_PROXY_ARP_PVLAN, answer)
 }
 
-fn set_inet(index: u32, setting: u16) -> io::Result<()> {
+fn set_inet(index: u32, setting: u16, on: bool) -> io::Result<()> {
     let mut request = Message::of_link(NEWLINK, REQUEST | ACK, &LinkHead::of(index));
     request.nested(IFLA_AF_SPEC, |families| {
         families.nested(u16::from(AF_INET), |inet| {
-            inet.nested(IFLA_INET_CONF, |all| all.attribute(setting, &1_u32.to_ne_bytes()));
+            inet.nested(IFLA_INET_CONF, |all| {
+                all.attribute(setting, &u32::from(on).to_ne_bytes());
+            });
         });
     });
     done(request)
@@ -249,15 +253,20 @@ pub(super) fn bring_up(index: u32) -> io::Result<()> {
     done(Message::of_link(NEWLINK, REQUEST | ACK, &head))
 }
 
-/// Makes the device a port of a bridge, which passes nothing from it to other such ports: guests do not see each other.
+/// Makes the device a port of a bridge. What passes between it and other ports is [`isolate`]'s.
 pub(super) fn attach(index: u32, bridge: u32) -> io::Result<()> {
     let mut request = Message::of_link(NEWLINK, REQUEST | ACK, &LinkHead::of(index));
     request.attribute(IFLA_MASTER, &bridge.to_ne_bytes());
-    done(request)?;
+    done(request)
+}
+
+/// Whether the bridge passes nothing from this port to others that are isolated too: their guests do not see each other.
+pub(super) fn isolate(index: u32, isolated: bool) -> io::Result<()> {
     let mut request = Message::of_link(NEWLINK, REQUEST | ACK, &LinkHead::of(index));
     request.nested(IFLA_LINKINFO, |info| {
         info.attribute(IFLA_INFO_SLAVE_KIND, b"bridge");
-        info.nested(IFLA_INFO_SLAVE_DATA, |port| port.attribute(IFLA_BRPORT_ISOLATED, &[1]));
+        let value = [u8::from(isolated)];
+        info.nested(IFLA_INFO_SLAVE_DATA, |port| port.attribute(IFLA_BRPORT_ISOLATED, &value));
     });
     done(request)
 }
@@ -475,6 +484,7 @@ fn parse_link(body: &[u8]) -> Option<Link> {
         master: None,
         up,
         forwards: false,
+        answers_for_ports: false,
         mtu: 0,
         mac: Vec::new(),
         tun: Tun::default(),
@@ -482,7 +492,11 @@ fn parse_link(body: &[u8]) -> Option<Link> {
     for (kind, value) in attributes(body.get(LINK_HEAD..)?) {
         match kind {
             IFLA_IFNAME => link.name = string(value),
-            IFLA_AF_SPEC => link.forwards = forwards(value).unwrap_or(false),
+            IFLA_AF_SPEC => {
+                let is_set = |setting| inet_setting(value, setting).unwrap_or(false);
+                link.forwards = is_set(IPV4_DEVCONF_FORWARDING);
+                link.answers_for_ports = is_set(IPV4_DEVCONF_PROXY_ARP_PVLAN);
+            }
             IFLA_MTU => link.mtu = u32_at(value, 0)?,
             IFLA_ADDRESS => link.mac = value.to_owned(),
             IFLA_MASTER => link.master = u32_at(value, 0),
@@ -506,11 +520,11 @@ fn parse_link(body: &[u8]) -> Option<Link> {
 }
 
 /// From what each address family says of a device: the settings are numbers, the first of them is numbered 1.
-fn forwards(families: &[u8]) -> Option<bool> {
+fn inet_setting(families: &[u8], setting: u16) -> Option<bool> {
     let find =
         |bytes, wanted| attributes(bytes).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
     let settings = find(find(families, AF_INET.into())?, IFLA_INET_CONF)?;
-    Some(u32_at(settings, 4 * usize::from(IPV4_DEVCONF_FORWARDING - 1))? != 0)
+    Some(u32_at(settings, 4 * usize::from(setting - 1))? != 0)
 }
 
 fn parse_address(body: &[u8]) -> Option<Address> {

@@ -1,6 +1,8 @@
 //! Bridge, guard, tap and way out together, with traffic: the host, guests and the world are network namespaces of the test's
 //! own.
 
+mod peers;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -28,11 +30,29 @@ const SERVER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 const SOON: Duration = Duration::from_secs(10);
 
 fn network() -> Network {
-    Network { number: 0, gateway: GATEWAY, prefix: 22, mtu: 1500 }
+    Network { number: 0, gateway: GATEWAY, prefix: 22, mtu: 1500, peers: false }
 }
 
+/// Another one, whose guests reach each other.
+fn team() -> Network {
+    let gateway = Ipv4Addr::new(10, 213, 8, 1);
+    Network { number: 1, gateway, prefix: 22, mtu: 1500, peers: true }
+}
+
+const MEMBER: Ipv4Addr = Ipv4Addr::new(10, 213, 8, 2);
+const OTHER_MEMBER: Ipv4Addr = Ipv4Addr::new(10, 213, 8, 3);
+
 fn guard_of(mark: &Mark, address: Ipv4Addr) -> Guard {
-    Guard { mark: mark.clone(), network: network(), address, mac: Mac::of(mark) }
+    guard_in(network(), mark, address)
+}
+
+fn guard_in(network: Network, mark: &Mark, address: Ipv4Addr) -> Guard {
+    Guard { mark: mark.clone(), network, address, mac: Mac::of(mark) }
+}
+
+/// Another VM of the same installation.
+fn another(mark: &Mark) -> Mark {
+    Mark::new(mark.installation().clone(), test_mark().vm().clone())
 }
 
 fn nat_of(mark: &Mark, address: Ipv4Addr) -> Nat {
@@ -103,15 +123,20 @@ impl Beside {
 
     /// A guest of the bridge, behind a device that has the name of a tap.
     fn guest(mark: &Mark, address: Ipv4Addr) -> Self {
-        bridge::acquire(mark.installation(), &network()).unwrap();
-        guard::acquire(&guard_of(mark, address)).unwrap();
+        Self::guest_in(network(), mark, address)
+    }
+
+    fn guest_in(network: Network, mark: &Mark, address: Ipv4Addr) -> Self {
+        bridge::acquire(mark.installation(), &network).unwrap();
+        guard::acquire(&guard_in(network, mark, address)).unwrap();
         let guest = Self::new();
         guest.connect(&mark.to_string(), &Mac::of(mark).to_string(), &format!("{address}/22"));
         let index = |name: &str| netlink::link(name).unwrap().unwrap().index;
         let port = index(&mark.to_string());
-        netlink::attach(port, index(&network().bridge(mark.installation()))).unwrap();
+        netlink::attach(port, index(&network.bridge(mark.installation()))).unwrap();
+        netlink::isolate(port, !network.peers).unwrap();
         netlink::bring_up(port).unwrap();
-        guest.inside(|| ip(&format!("route add default via {GATEWAY}")));
+        guest.inside(|| ip(&format!("route add default via {}", network.gateway)));
         guest
     }
 
@@ -142,12 +167,19 @@ fn what_was_made_is_listed_and_found_right_the_next_time() {
     on_a_host(|| {
         let mark = test_mark();
         let installation = mark.installation();
+        let member = another(&mark);
         guard::acquire(&guard_of(&mark, GUEST)).unwrap();
+        guard::acquire(&guard_in(team(), &member, MEMBER)).unwrap();
         nat::acquire(&nat_of(&mark, GUEST)).unwrap();
         let found = nft::read(installation).unwrap();
         assert!(found.is_current, "nft lists what was written in the words it was written in");
         let rules = Rules {
-            guards: [(mark.clone(), (Mac::of(&mark), GUEST))].into(),
+            guards: [
+                (mark.clone(), (Mac::of(&mark), GUEST)),
+                (member.clone(), (Mac::of(&member), MEMBER)),
+            ]
+            .into(),
+            peers: [(member.clone(), (1, MEMBER))].into(),
             ways_out: [(mark.clone(), GUEST)].into(),
             before: Some(Before { accepted_redirects: true, forwarding: [].into() }),
         };
@@ -155,8 +187,11 @@ fn what_was_made_is_listed_and_found_right_the_next_time() {
         let before = ruleset();
         guard::acquire(&guard_of(&mark, GUEST)).unwrap();
         nat::acquire(&nat_of(&mark, GUEST)).unwrap();
+        guard::acquire(&guard_in(team(), &member, MEMBER)).unwrap();
         assert_eq!(ruleset(), before);
+        guard::release(&member).unwrap();
         let rules = nft::read(installation).unwrap().rules;
+        assert!(rules.peers.is_empty());
         assert!(guard::list(&rules).eq([Held::Guard { mark: mark.clone() }]));
         assert!(nat::list(&rules).eq([Held::Nat { mark }]));
     });
@@ -204,20 +239,26 @@ fn the_host_is_what_it_was_when_all_is_released() {
         let before = state();
         let mark = test_mark();
         let other = Mark::new(mark.installation().clone(), test_mark().vm().clone());
-        for (mark, address) in [(&mark, GUEST), (&other, OTHER_GUEST)] {
-            bridge::acquire(mark.installation(), &network()).unwrap();
-            guard::acquire(&guard_of(mark, address)).unwrap();
-            tap::acquire(&Tap { mark: mark.clone(), uid: 1_900_000_000, network: network() })
-                .unwrap();
-            nat::acquire(&nat_of(mark, address)).unwrap();
+        let [member, other_member] = [another(&mark), another(&mark)];
+        for (network, mark, address) in [
+            (network(), &mark, GUEST),
+            (network(), &other, OTHER_GUEST),
+            (team(), &member, MEMBER),
+            (team(), &other_member, OTHER_MEMBER),
+        ] {
+            bridge::acquire(mark.installation(), &network).unwrap();
+            guard::acquire(&guard_in(network, mark, address)).unwrap();
+            tap::acquire(&Tap { mark: mark.clone(), uid: 1_900_000_000, network }).unwrap();
+            nat::acquire(&Nat { mark: mark.clone(), network, address }).unwrap();
         }
         assert!(forwards());
-        for mark in [&mark, &other] {
+        for mark in [&mark, &member, &other, &other_member] {
             for _twice in 0..2 {
                 nat::release(mark).unwrap();
                 tap::release(mark).unwrap();
                 guard::release(mark).unwrap();
                 bridge::release(mark.installation(), 0).unwrap();
+                bridge::release(mark.installation(), 1).unwrap();
             }
         }
         assert_eq!(state(), before);
@@ -405,6 +446,7 @@ fn rules_that_are_not_what_this_version_writes_are_written_anew_with_what_they_w
             &["add", "chain", "bridge", &table, "another"],
             &["add", "rule", "bridge", &table, "guest_arp", "accept"],
             &["insert", "rule", "inet", &table, "guest_to_world", "accept"],
+            &["add", "element", "bridge", &table, "peers", &format!("{{ {mark} }}")],
         ] {
             command::run("nft", harm).unwrap();
             assert!(!nft::read(installation).unwrap().is_current, "{harm:?}");
@@ -481,6 +523,12 @@ fn a_subnet_that_the_host_has_otherwise_is_refused_by_name_before_anything_is_ma
             crate::error::chain(&error).contains("on bg"),
             "the bridge of another installation"
         );
+        let overlapping = Network { number: 1, gateway: [10, 213, 7, 1].into(), ..network() };
+        let error = bridge::acquire(mark.installation(), &overlapping).unwrap_err();
+        assert!(
+            crate::error::chain(&error).contains("-net0"),
+            "another network of the same installation"
+        );
         let taken = bridge::taken_subnets(mark.installation(), 0).unwrap();
         assert!(taken.iter().all(|taken| !network().overlaps(taken.address, taken.prefix)
             || taken.what.contains("10.0.0.0/8")));
@@ -532,24 +580,28 @@ const FIRST: u8 = 99;
 
 impl Wire {
     fn new(mark: &Mark) -> Self {
-        bridge::acquire(mark.installation(), &network()).unwrap();
-        guard::acquire(&guard_of(mark, GUEST)).unwrap();
-        let claim = Tap { mark: mark.clone(), uid: 1_900_000_000, network: network() };
+        Self::in_network(network(), mark, GUEST)
+    }
+
+    fn in_network(network: Network, mark: &Mark, address: Ipv4Addr) -> Self {
+        bridge::acquire(mark.installation(), &network).unwrap();
+        guard::acquire(&guard_in(network, mark, address)).unwrap();
+        let claim = Tap { mark: mark.clone(), uid: 1_900_000_000, network };
         tap::acquire(&claim).unwrap();
         let file = OpenOptions::new().read(true).write(true).open("/dev/net/tun").unwrap();
         tap::open_there(&file, &mark.to_string()).unwrap();
-        Self(file).until_it_works(mark)
+        Self(file).until_it_works(network, mark, address)
     }
 
     /// Frames are lost until the kernel has seen that somebody has the tap open.
-    fn until_it_works(mut self, mark: &Mark) -> Self {
-        ip(&format!("address add {HOST_OUTSIDE}/32 dev lo"));
+    fn until_it_works(mut self, network: Network, mark: &Mark, address: Ipv4Addr) -> Self {
+        ip(&format!("address replace {HOST_OUTSIDE}/32 dev lo"));
         let end = Instant::now() + SOON;
         let own = Mac::of(mark).bytes();
         while Instant::now() < end {
             // For the host to know the VM. Any address of the host's would do.
-            self.say(own, &ARP, &arp(own, GUEST, HOST_OUTSIDE));
-            self.say(own, &IPV4, &echo(GUEST, FIRST));
+            self.say(own, &ARP, &arp(own, address, HOST_OUTSIDE));
+            self.say(own, &IPV4, &echo_to(network.gateway, address, FIRST));
             if self.hear_within(Duration::from_millis(100), |frame| {
                 echo_answered(frame) == Some(FIRST)
             }) {
@@ -610,9 +662,13 @@ fn arp(mac: [u8; 6], sender: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
 
 /// An ICMP echo request to the gateway.
 fn echo(sender: Ipv4Addr, number: u8) -> Vec<u8> {
+    echo_to(GATEWAY, sender, number)
+}
+
+fn echo_to(target: Ipv4Addr, sender: Ipv4Addr, number: u8) -> Vec<u8> {
     let mut packet = vec![0x45, 0, 0, 28, 0, 0, 0, 0, 64, 1, 0, 0];
     packet.extend(sender.octets());
-    packet.extend(GATEWAY.octets());
+    packet.extend(target.octets());
     let sum = checksum(&packet);
     packet[10..12].copy_from_slice(&sum);
     let mut message = vec![8, 0, 0, 0, 0, 1, 0, number];

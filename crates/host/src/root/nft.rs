@@ -59,6 +59,7 @@ pub(super) fn ability() -> Result<(), String> {
     let mut some = Rules { before: Some(before), ..Rules::default() };
     let address = [10, 213, 0, 2].into();
     some.guards.insert(vm.clone(), (crate::Mac::of(&vm), address));
+    some.peers.insert(vm.clone(), (0, address));
     some.ways_out.insert(vm, address);
     let Some(change) = rules::change(&nobodys, &Found::default(), &some, false) else {
         return Ok(());

@@ -3,8 +3,11 @@
 //!
 //! ```text
 //! guest ─► tap ─► table bridge bgXXXX ─► bridge ─┬─► table inet bgXXXX, input ────► the host
-//!                 is it who it says it is?       └─► table inet bgXXXX, forward ──► as the host, to the world
+//!                 is it who it says it is?       ├─► table inet bgXXXX, forward ──► as the host, to the world
+//!                                                └─► table bridge bgXXXX, forward ► a peer's tap
 //! ```
+//! Where br_netfilter is on (Docker turns it on), what a bridge passes from port to port goes by the inet table's `forward`, too,
+//! as if it came in and went out by the bridge.
 //! An element of a set holds the mark of its VM, so what is there can be listed and undone by marks alone. Tables of others
 //! are neither read nor changed.
 
@@ -15,7 +18,7 @@ use serde_json::{Value, json};
 
 use super::Guard;
 use crate::mark::{Installation, Mark};
-use crate::network::Mac;
+use crate::network::{Mac, bridge_name, bridge_number};
 
 /// Where the daemon answers guests' questions for names, on the gateway's address; they ask port 53.
 pub const DNS_PORT: u16 = 42069;
@@ -29,6 +32,8 @@ pub(super) const INET: u8 = 1;
 pub(super) struct Rules {
     /// Who a VM is.
     pub(super) guards: BTreeMap<Mark, (Mac, Ipv4Addr)>,
+    /// Who reaches the others of its network: the number of that, and the VM's address.
+    pub(super) peers: BTreeMap<Mark, (u8, Ipv4Addr)>,
     /// Whose packets leave the host.
     pub(super) ways_out: BTreeMap<Mark, Ipv4Addr>,
     /// What the host was before the first way out, where it did not forward. Kept in the table, so that whoever undoes the
@@ -82,6 +87,7 @@ pub(super) fn whose(table: &str) -> Option<Installation> {
 pub(super) fn read(installation: &Installation, listings: &[Value]) -> Found {
     let mut rules = Rules::default();
     let (mut objects, mut memories, mut forwarding) = (Vec::new(), Vec::new(), BTreeSet::new());
+    let mut talkers = BTreeSet::new();
     for object in listings.iter().filter_map(|listing| listing["nftables"].as_array()).flatten() {
         let Some((kind, body)) = object.as_object().and_then(|object| object.iter().next()) else {
             continue;
@@ -95,6 +101,10 @@ pub(super) fn read(installation: &Installation, listings: &[Value]) -> Found {
             "set" if body["name"] == FORWARDING[1] => {
                 let names = body["elem"].as_array().into_iter().flatten();
                 forwarding.extend(names.filter_map(Value::as_str).map(str::to_owned));
+            }
+            "set" if [&body["family"], &body["name"]] == TALKERS => {
+                let names = body["elem"].as_array().into_iter().flatten();
+                talkers.extend(names.filter_map(Value::as_str).filter_map(Mark::parse));
             }
             "set" => {
                 for element in body["elem"].as_array().into_iter().flatten() {
@@ -113,17 +123,30 @@ pub(super) fn read(installation: &Installation, listings: &[Value]) -> Found {
         let accepted_redirects = !memories.iter().any(|name| name == NO_REDIRECTS);
         rules.before = Some(Before { accepted_redirects, forwarding });
     }
-    let is_current = objects == written(installation);
+    // Two sets say the same of a peer. If they do not, or of nobody that has a guard, all is written anew.
+    let agree = talkers.iter().eq(rules.peers.keys())
+        && talkers.iter().all(|mark| rules.guards.contains_key(mark));
+    rules.peers.retain(|mark, _| rules.guards.contains_key(mark));
+    let is_current = agree && objects == written(installation);
     Found { rules, is_there: !listings.is_empty(), is_current }
 }
 
-/// `"10.213.0.2"` with a mark as its comment, or a mark, a hardware address and an address.
+/// `"10.213.0.2"` with a mark as its comment, or a bridge twice and an address with one, or a mark, a hardware address and an
+/// address.
 fn read_element(element: &Value, rules: &mut Rules) {
     let whole = &element["elem"];
     let mark = |text: &Value| text.as_str().and_then(Mark::parse);
     let address = |text: &Value| text.as_str().and_then(|text| text.parse().ok());
     if let (Some(mark), Some(address)) = (mark(&whole["comment"]), address(&whole["val"])) {
         rules.ways_out.insert(mark, address);
+        return;
+    }
+    let between = whole["val"]["concat"].as_array().map(Vec::as_slice);
+    if let (Some(mark), Some([bridge, _, last])) = (mark(&whole["comment"]), between) {
+        let number = bridge.as_str().and_then(|name| bridge_number(mark.installation(), name));
+        if let (Some(number), Some(address)) = (number, address(last)) {
+            rules.peers.insert(mark, (number, address));
+        }
         return;
     }
     let parts = element["concat"].as_array().map(Vec::as_slice);
@@ -157,11 +180,14 @@ pub(super) fn change(
     for (verb, from, to) in [("delete", there, wanted), ("add", wanted, there)] {
         let guards = from.guards.iter().filter(|(mark, who)| to.guards.get(mark) != Some(who));
         let ways_out = from.ways_out.iter().filter(|(mark, at)| to.ways_out.get(mark) != Some(at));
+        let peers = from.peers.iter().filter(|(mark, at)| to.peers.get(mark) != Some(at));
         let senders = elements(installation, &SENDERS, guards.map(sender).collect());
+        let talkers = elements(installation, &TALKERS, peers.clone().map(talker).collect());
+        let peers = elements(installation, &PEERS, peers.map(peer).collect());
         let ways_out = elements(installation, &WAYS_OUT, ways_out.map(way_out).collect());
         let before = from.before.iter().filter(|before| to.before.as_ref() != Some(before));
         let before = before.flat_map(|before| memory(installation, before));
-        let changed = [senders, ways_out].into_iter().flatten().chain(before);
+        let changed = [senders, talkers, peers, ways_out].into_iter().flatten().chain(before);
         all.extend(changed.map(|it| json!({ verb: it })));
     }
     (!all.is_empty()).then(|| commands(all))
@@ -186,9 +212,11 @@ fn whole(installation: &Installation, rules: &Rules) -> Vec<Value> {
     let tables =
         FAMILIES.map(|(family, _)| json!({ "table": { "family": family, "name": table } }));
     let senders = elements(installation, &SENDERS, rules.guards.iter().map(sender).collect());
+    let talkers = elements(installation, &TALKERS, rules.peers.iter().map(talker).collect());
+    let peers = elements(installation, &PEERS, rules.peers.iter().map(peer).collect());
     let ways_out = elements(installation, &WAYS_OUT, rules.ways_out.iter().map(way_out).collect());
     let before = rules.before.iter().flat_map(|before| memory(installation, before));
-    let contents = [senders, ways_out].into_iter().flatten().chain(before);
+    let contents = [senders, talkers, peers, ways_out].into_iter().flatten().chain(before);
     let added = tables.into_iter().chain(written(installation)).chain(contents);
     all.extend(added.map(|it| json!({ "add": it })));
     all
@@ -207,6 +235,10 @@ fn commands(all: Vec<Value>) -> Value {
 
 /// A set's family and name.
 const SENDERS: [&str; 2] = ["bridge", "senders"];
+/// The taps between which a bridge passes frames.
+const TALKERS: [&str; 2] = ["bridge", "peers"];
+/// The same VMs, by the bridge that they send to others through and by their address.
+const PEERS: [&str; 2] = ["inet", "peers"];
 const WAYS_OUT: [&str; 2] = ["inet", "ways_out"];
 /// No rule asks for it: it is what [`Before::forwarding`] is kept in.
 const FORWARDING: [&str; 2] = ["inet", "forwarding"];
@@ -221,6 +253,15 @@ fn elements(installation: &Installation, set: &[&str; 2], all: Vec<Value>) -> Op
 
 fn sender((mark, (mac, address)): (&Mark, &(Mac, Ipv4Addr))) -> Value {
     json!({ "concat": [mark, mac, address] })
+}
+
+fn talker((mark, _): (&Mark, &(u8, Ipv4Addr))) -> Value {
+    json!(mark)
+}
+
+fn peer((mark, (number, address)): (&Mark, &(u8, Ipv4Addr))) -> Value {
+    let bridge = bridge_name(mark.installation(), *number);
+    json!({ "elem": { "val": { "concat": [bridge, bridge, address] }, "comment": mark } })
 }
 
 fn way_out((mark, address): (&Mark, &Ipv4Addr)) -> Value {
@@ -259,6 +300,11 @@ fn inet(installation: &Installation) -> Vec<Value> {
     let answers =
         || matches(&json!({ "ct": { "key": "state" } }), "in", json!(["established", "related"]));
     let may_leave = |field| matches(&payload("ip", field), "==", "@ways_out");
+    let among_peers = || {
+        let interface = |key| json!({ "meta": { "key": key } });
+        let parts = [interface("iifname"), interface("oifname"), payload("ip", "saddr")];
+        matches(&json!({ "concat": parts }), "==", "@peers")
+    };
     let link_local = json!({ "prefix": { "addr": "169.254.0.0", "len": 16 } });
     let to = |chain| json!({ "goto": { "target": chain } });
     let forbidden = || json!({ "reject": { "type": "icmpx", "expr": "admin-prohibited" } });
@@ -266,6 +312,7 @@ fn inet(installation: &Installation) -> Vec<Value> {
     let dns = || json!({ "redirect": { "port": DNS_PORT } });
 
     let mut all = vec![
+        table.set("peers", json!(["ifname", "ifname", "ipv4_addr"])),
         table.set("ways_out", json!("ipv4_addr")),
         table.set("forwarding", json!("ifname")),
         // Before other people's translations of the same packets: the first that takes one has it.
@@ -306,6 +353,7 @@ fn inet(installation: &Installation) -> Vec<Value> {
             "guest_to_host",
             vec![json!({ "reject": { "type": "icmpx", "expr": "port-unreachable" } })],
         ),
+        ("guest_to_world", vec![among_peers(), accept()]),
         // One guest to another: their ports are isolated, and the host answers in the other's place.
         ("guest_to_world", vec![to_guest(), forbidden()]),
         ("guest_to_world", vec![matches(&payload("ip", "daddr"), "==", link_local), forbidden()]),
@@ -318,7 +366,7 @@ fn inet(installation: &Installation) -> Vec<Value> {
     all
 }
 
-/// What a guest may call itself. Everything is dropped that is neither IPv4 nor ARP of the VM's own addresses, whatever
+/// What a guest may call itself, and whether others of its bridge hear it. Everything is dropped that is neither IPv4 nor ARP of the VM's own addresses, whatever
 /// device of ours it comes in by: a tap that no guard was made for passes nothing.
 fn bridge(installation: &Installation) -> Vec<Value> {
     let table = Table { family: "bridge", name: table(installation) };
@@ -337,6 +385,7 @@ fn bridge(installation: &Installation) -> Vec<Value> {
 
     let mut all = vec![
         table.set("senders", json!(["ifname", "ether_addr", "ipv4_addr"])),
+        table.set("peers", json!("ifname")),
         table.hook("prerouting", "filter", -200),
         table.hook("forward", "filter", -200),
         table.chain("guest"),
@@ -344,6 +393,10 @@ fn bridge(installation: &Installation) -> Vec<Value> {
     ];
     let rules = [
         ("prerouting", vec![from_guest(), to("guest")]),
+        (
+            "forward",
+            vec![meta("iifname", "==", "@peers"), meta("oifname", "==", "@peers"), accept()],
+        ),
         ("forward", vec![from_guest(), drop()]),
         // As the frame has it: one with a VLAN tag is neither.
         ("guest", vec![ether_type("!=", json!({ "set": ["ip", "arp"] })), drop()]),
@@ -428,6 +481,7 @@ mod tests {
     fn rules(guards: u8) -> Rules {
         let mut rules = Rules { guards: (2..2 + guards).map(vm).collect(), ..Rules::default() };
         let (mark, (_, address)) = vm(3);
+        rules.peers.insert(mark.clone(), (1, address));
         rules.ways_out.insert(mark, address);
         let forwarding = ["eth1".to_owned()].into();
         rules.before = Some(Before { accepted_redirects: false, forwarding });

@@ -85,6 +85,7 @@ fn make(claim: &Tap) -> io::Result<()> {
             return Err(io::Error::other(said));
         }
     }
+    netlink::isolate(tap.index, !claim.network.peers)?;
     if tap.up { Ok(()) } else { netlink::bring_up(tap.index) }
 }
 
@@ -214,7 +215,7 @@ mod tests {
     const UID: u32 = 1_900_000_000;
 
     fn network() -> Network {
-        Network { number: 0, gateway: [10, 213, 4, 1].into(), prefix: 22, mtu: 1400 }
+        Network { number: 0, gateway: [10, 213, 4, 1].into(), prefix: 22, mtu: 1400, peers: false }
     }
 
     fn tap(mark: &Mark) -> Tap {
@@ -262,7 +263,11 @@ mod tests {
             let mark = test_mark();
             acquire(&tap(&mark)).unwrap();
             let isolated = format!("/sys/class/net/{mark}/brport/isolated");
-            assert_eq!(std::fs::read_to_string(isolated).unwrap(), "1\n");
+            assert_eq!(std::fs::read_to_string(&isolated).unwrap(), "1\n");
+            // As after a crash between one and the other.
+            std::fs::write(&isolated, "0").unwrap();
+            acquire(&tap(&mark)).unwrap();
+            assert_eq!(std::fs::read_to_string(&isolated).unwrap(), "1\n");
             let addresses =
                 std::fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap_or_default();
             let ours = addresses.lines().filter(|line| !line.ends_with(" lo"));

@@ -4,6 +4,7 @@ use banger_api::network::Network;
 
 use crate::commands::DONE;
 use crate::commands::targets::network_path;
+use crate::completion;
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::render;
@@ -15,6 +16,7 @@ use crate::render;
   banger network show default --format json")]
 pub(crate) struct Args {
     /// Its name
+    #[arg(add = completion::network_names())]
     network: String,
 }
 

@@ -1,7 +1,7 @@
 //! The flags that say what a VM is made of, for `run` and `create`.
 
 use banger_api::vm::{CreateVm, Init};
-use banger_api::{ImageName, KernelName, Size, VmName};
+use banger_api::{ImageName, KernelName, NetworkName, Size, VmName};
 
 use crate::completion;
 
@@ -29,6 +29,9 @@ pub(crate) struct Spec {
     /// Size of its disk, such as 8G; a bare number is MiB
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     disk: Option<Size>,
+    /// The network that it is in, as `banger network list` shows them; `default` if not given
+    #[arg(long, value_name = "NAME", value_parser = NetworkName::parse, add = completion::network_names())]
+    network: Option<NetworkName>,
     /// Let it reach the internet, and what else the host reaches, under the host's address
     #[arg(long)]
     nat: bool,
@@ -37,7 +40,7 @@ pub(crate) struct Spec {
 impl Spec {
     /// Of a VM that runs its image's program at each start, or only what it is told to.
     pub(crate) fn request(self, start: bool, ephemeral: bool, entrypoint: bool) -> CreateVm {
-        let Self { name, image, init, kernel, cpus, memory, disk, nat } = self;
+        let Self { name, image, init, kernel, cpus, memory, disk, network, nat } = self;
         CreateVm {
             name,
             image,
@@ -47,6 +50,7 @@ impl Spec {
             disk_bytes: disk,
             init,
             entrypoint,
+            network,
             nat,
             start,
             ephemeral,
