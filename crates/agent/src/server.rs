@@ -4,6 +4,8 @@
 //! GET  /v1/exec      WebSocket: a command, see exec.rs
 //! PUT  /v1/image     what the image says about its programs (JSON GuestImage); runs its program if asked to
 //! GET  /v1/init      what PID 1 is and how far, once it has started what it starts
+//! GET  /v1/connect   a stream to a port of the guest's, see guest_port.rs
+//! GET  /v1/ports     what waits for somebody in the guest (JSON array of Listening)
 //! GET  /v1/health    200 {"uptime_ms": ..}
 //! POST /v1/shutdown  202 when all is on the disks; then PID 1 is asked to turn the guest off
 //! ```
@@ -31,7 +33,7 @@ use tokio_tungstenite::tungstenite::protocol::Role;
 
 use crate::entrypoint::{self, Entrypoint, EntrypointError};
 use crate::init::{Init, InitError};
-use crate::{cmdline, console, exec, shutdown};
+use crate::{cmdline, console, exec, guest_port, probe, shutdown, sockets};
 
 type Reply = Response<Full<Bytes>>;
 
@@ -121,6 +123,11 @@ where
 async fn answer(request: Request<Incoming>, guest: Arc<Guest>) -> Result<Reply, Infallible> {
     let reply = match (request.method(), request.uri().path()) {
         (&Method::GET, "/v1/exec") => upgrade(request, guest.image()),
+        (&Method::GET, "/v1/connect") => match guest_port::upgrade(request).await {
+            Ok(reply) => reply,
+            Err((status, problem)) => json(status, &problem),
+        },
+        (&Method::GET, "/v1/ports") => ports().await,
         (&Method::PUT, "/v1/image") => take_image(request, &guest).await,
         (&Method::GET, "/v1/init") => match guest.init.state().await {
             Ok(state) => json(StatusCode::OK, &state),
@@ -136,6 +143,20 @@ async fn answer(request: Request<Incoming>, guest: Arc<Guest>) -> Result<Reply, 
         }
     };
     Ok(reply)
+}
+
+async fn ports() -> Reply {
+    let listening = tokio::task::spawn_blocking(sockets::listening).await;
+    match listening.map_err(std::io::Error::other).flatten() {
+        Ok(mut listening) => {
+            probe::ask(&mut listening).await;
+            json(StatusCode::OK, &listening)
+        }
+        Err(error) => {
+            let problem = Problem::new(Code::Guest, "cannot read the guest's list of sockets");
+            json(StatusCode::INTERNAL_SERVER_ERROR, &problem.cause(&error))
+        }
+    }
 }
 
 fn json(status: StatusCode, value: &impl serde::Serialize) -> Reply {

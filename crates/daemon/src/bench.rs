@@ -154,6 +154,7 @@ async fn default_vm(
         entrypoint: false,
         place: None,
         nat: false,
+        published: Vec::new(),
     };
     let boot = Boot {
         image: image_file,

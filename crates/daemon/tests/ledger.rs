@@ -289,6 +289,7 @@ fn vm() -> VmRecord {
         entrypoint: false,
         place: None,
         nat: false,
+        published: Vec::new(),
     }
 }
 

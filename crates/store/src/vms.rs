@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::net::Ipv4Addr;
 
 use banger_api::image::Config;
+use banger_api::ports::PublishedPort;
 use banger_api::vm::State;
 use banger_api::{ImageName, KernelName, Problem, Size, VmId, VmName};
 use banger_host::{Claim, Life, Network};
@@ -15,6 +16,7 @@ use crate::columns::{
     from_word, integer, json, number, optional_json, optional_text, text, to_json, to_word,
 };
 use crate::error::StoreError;
+use crate::published::{self, SELECT_VMS};
 
 /// A VM as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,6 +51,8 @@ pub struct VmRecord {
     pub place: Option<Place>,
     /// Whether its network leads beyond the host.
     pub nat: bool,
+    /// Ports of the host's that lead to its own while it runs.
+    pub published: Vec<PublishedPort>,
 }
 
 /// Where a VM is in a network.
@@ -113,6 +117,7 @@ impl Store {
                     ":nat": vm.nat,
                 },
             )?;
+            published::insert(t, &vm.id, &vm.published)?;
             insert_claims(t, &vm.id, claims)?;
             Ok(true)
         })?;
@@ -125,7 +130,7 @@ impl Store {
     /// When the database cannot be read.
     pub fn vms(&self) -> Result<Vec<VmRecord>, StoreError> {
         self.read("list the VMs", |c| {
-            c.prepare_cached("SELECT * FROM vms ORDER BY name")?.query_map([], vm)?.collect()
+            c.prepare_cached(&format!("{SELECT_VMS} ORDER BY name"))?.query_map([], vm)?.collect()
         })
     }
 
@@ -133,7 +138,7 @@ impl Store {
     /// When the database cannot be read.
     pub fn vm(&self, id: &VmId) -> Result<Option<VmRecord>, StoreError> {
         self.read("read the VM", |c| {
-            c.prepare_cached("SELECT * FROM vms WHERE id = ?1")?
+            c.prepare_cached(&format!("{SELECT_VMS} WHERE id = ?1"))?
                 .query_row([id.as_str()], vm)
                 .optional()
         })
@@ -352,6 +357,7 @@ fn vm(row: &Row<'_>) -> rusqlite::Result<VmRecord> {
     Ok(VmRecord {
         place,
         nat: row.get("nat")?,
+        published: published::of_row(row)?,
         id: text(row, "id")?,
         name: text(row, "name")?,
         state: from_word(row, "state")?,
