@@ -56,6 +56,33 @@ try      delete it again
 }
 
 #[test]
+fn ports_tell_where_each_service_is_reached_and_how_one_that_is_not_can_be() {
+    World::with_daemon().banger(&["vm", "ports", "web"]).assert().code(0).stdout_eq(str![[r#"
+"#]]);
+}
+
+#[test]
+fn a_port_that_is_none_is_refused_with_the_rule_and_a_forward_needs_a_running_vm() {
+    let world = World::with_daemon();
+    for (words, rule) in [
+        (&["vm", "run", "-p", "80:http"][..], "a port is a number from 1 to 65535"),
+        (&["vm", "create", "-p", "localhost:80:80"], "127.0.0.1, 0.0.0.0, [::1]"),
+        (&["vm", "forward", "web", "80/sctp"], "the protocol is tcp or udp"),
+        (&["vm", "set", "web"], "<--nat <NAT>|--publish <PORT>|--unpublish <PORT>>"),
+    ] {
+        let refused = world.banger(words).output().unwrap();
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(said.contains(rule), "{said}");
+        assert!(world.requests().is_empty());
+    }
+    world.banger(&["vm", "forward", "db", "0:80"]).assert().code(1).stderr_eq(str![[r#"
+error: VM db is stopped
+try: `banger vm start db`
+
+"#]]);
+}
+
+#[test]
 fn good_targets_go_on_when_others_are_wrong_and_every_line_names_its_vm() {
     let world = World::with_daemon();
     let output =
@@ -465,6 +492,8 @@ Examples:
   banger vm run -d --name web --memory 2G               start it and come back
   tar c . | banger vm run --rm -w /tmp -- tar x         stdin goes to the command
 
+"#]]);
+    help(&["vm", "forward", "--help"]).stdout_eq(str![[r#"
 "#]]);
     help(&["vm", "exec", "--help"]).stdout_eq(str![[r#"
 Run a command or a shell in a running VM
