@@ -3,11 +3,12 @@
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use banger_api::ports::{GuestPort, Protocol, UPGRADE};
 use banger_api::{Code, Problem};
-use banger_forward::{carry, carry_datagrams};
+use banger_forward::{MOST_CONNECTIONS, carry, carry_datagrams};
 use bytes::Bytes;
 use http::header::{CONNECTION, HeaderValue};
 use http::{Request, Response, StatusCode};
@@ -15,12 +16,17 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpStream, UdpSocket};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::sockets;
 
 /// How long a service of the guest's has to take a connection.
 const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Connections at once: as many as the host has, and those that it has given up and whose service does not take what is
+/// under way. More streams than the channel bears would end it.
+pub(crate) const MOST: usize = MOST_CONNECTIONS + 64;
 
 /// A connection to a service.
 enum Service {
@@ -31,6 +37,7 @@ enum Service {
 /// Connects, then makes the request a stream to the service; or says why not.
 pub(crate) async fn upgrade(
     request: Request<Incoming>,
+    connections: &Arc<Semaphore>,
 ) -> Result<Response<Full<Bytes>>, (StatusCode, Problem)> {
     let wants = request.headers().get(http::header::UPGRADE);
     let port = request.uri().query().and_then(GuestPort::of_query);
@@ -38,6 +45,10 @@ pub(crate) async fn upgrade(
         let message = format!("/v1/connect?protocol=tcp|udp&port=PORT is upgraded to {UPGRADE}");
         return Err((StatusCode::BAD_REQUEST, Problem::new(Code::Invalid, message)));
     };
+    let permit = Arc::clone(connections).try_acquire_owned().map_err(|_| {
+        let message = format!("the guest has {MOST} connections to its ports already");
+        (StatusCode::SERVICE_UNAVAILABLE, Problem::new(Code::Guest, message))
+    })?;
     let service = connect(port).await.map_err(|error| {
         let message = match error.kind() {
             ErrorKind::ConnectionRefused => format!("nothing listens on port {port} of the guest"),
@@ -54,6 +65,7 @@ pub(crate) async fn upgrade(
                 Service::Datagrams(socket) => carry_datagrams(socket, stream).await,
             }
         }
+        drop(permit);
     }));
     let mut reply = Response::new(Full::default());
     *reply.status_mut() = StatusCode::SWITCHING_PROTOCOLS;

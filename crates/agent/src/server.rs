@@ -26,7 +26,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
@@ -45,6 +45,8 @@ pub(crate) struct Guest {
     image: Mutex<Arc<Config>>,
     /// The image's program, from its start on.
     entrypoint: OnceCell<Arc<Entrypoint>>,
+    /// To its ports, each with one of these.
+    connections: Arc<Semaphore>,
 }
 
 /// What an image says is no longer than this: 1 MiB.
@@ -57,6 +59,7 @@ impl Guest {
             end_is_installed: OnceCell::new(),
             image: Mutex::default(),
             entrypoint: OnceCell::new(),
+            connections: Arc::new(Semaphore::new(guest_port::MOST)),
         }
     }
 
@@ -123,10 +126,12 @@ where
 async fn answer(request: Request<Incoming>, guest: Arc<Guest>) -> Result<Reply, Infallible> {
     let reply = match (request.method(), request.uri().path()) {
         (&Method::GET, "/v1/exec") => upgrade(request, guest.image()),
-        (&Method::GET, "/v1/connect") => match guest_port::upgrade(request).await {
-            Ok(reply) => reply,
-            Err((status, problem)) => json(status, &problem),
-        },
+        (&Method::GET, "/v1/connect") => {
+            match guest_port::upgrade(request, &guest.connections).await {
+                Ok(reply) => reply,
+                Err((status, problem)) => json(status, &problem),
+            }
+        }
         (&Method::GET, "/v1/ports") => ports().await,
         (&Method::PUT, "/v1/image") => take_image(request, &guest).await,
         (&Method::GET, "/v1/init") => match guest.init.state().await {
