@@ -47,31 +47,45 @@ impl Daemon {
         starts: bool,
     ) -> Result<Vec<PublishedPort>, Problem> {
         apart(ports)?;
-        let ports =
-            ports.iter().map(|port| self.with_number(*port)).collect::<Result<Vec<_>, _>>()?;
+        let ports = self.with_numbers(ports)?;
         if starts {
             self.bind_ports(&ports)?;
         }
         Ok(ports)
     }
 
-    /// The same, with a free port where the request names none. No VM has it, running or not.
-    fn with_number(&self, port: PublishedPort) -> Result<PublishedPort, Problem> {
-        if port.host != 0 {
-            return Ok(port);
-        }
+    /// The same, with a free port where a request names none. No VM has it, running or not.
+    fn with_numbers(&self, ports: &[PublishedPort]) -> Result<Vec<PublishedPort>, Problem> {
         let vms = self.store.vms().map_err(problems::store)?;
+        let mut taken: Vec<PublishedPort> = vms.into_iter().flat_map(|vm| vm.published).collect();
+        taken.extend(ports);
+        let mut numbered = Vec::new();
+        for port in ports {
+            let port = if port.host == 0 { self.free_port(*port, &taken)? } else { *port };
+            taken.push(port);
+            numbered.push(port);
+        }
+        Ok(numbered)
+    }
+
+    /// As it comes from the kernel.
+    fn free_port(
+        &self,
+        port: PublishedPort,
+        taken: &[PublishedPort],
+    ) -> Result<PublishedPort, Problem> {
+        // Kept, so that another one comes next.
         let mut drawn = Vec::new();
         for _ in 0..DRAWS {
-            let cannot = |error| self.cannot_bind(port, &error);
-            // Kept, so that another one comes next.
-            drawn.push(Listener::bind(port.at(), transport(port)).map_err(cannot)?);
-            let address = drawn.last().map(Listener::address).transpose().map_err(cannot)?;
-            let Some(host) = address.map(|address| address.port()) else { continue };
-            let port = PublishedPort { host, ..port };
-            if !vms.iter().any(|vm| vm.published.iter().any(|other| other.meets(port))) {
+            let draw = Listener::bind(port.at(), transport(port)).and_then(|listener| {
+                let host = listener.address()?.port();
+                Ok((listener, PublishedPort { host, ..port }))
+            });
+            let (listener, port) = draw.map_err(|error| self.cannot_bind(port, &error))?;
+            if !taken.iter().any(|other| other.meets(port)) {
                 return Ok(port);
             }
+            drawn.push(listener);
         }
         Err(Problem::new(Code::Conflict, "found no free port on this host").remedy("name one"))
     }
@@ -154,8 +168,7 @@ impl Daemon {
         }
         let stay = vm.published.iter().filter(|port| !gone.contains(port)).copied();
         apart(&stay.chain(publish.iter().copied()).collect::<Vec<_>>())?;
-        let new =
-            publish.iter().map(|port| self.with_number(*port)).collect::<Result<Vec<_>, _>>()?;
+        let new = self.with_numbers(publish)?;
         if vm.state != State::Running {
             return self.store.publish(&vm.id, &gone, &new).map_err(problems::store);
         }
