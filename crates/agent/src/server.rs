@@ -4,6 +4,8 @@
 //! GET  /v1/exec      WebSocket: a command, see exec.rs
 //! PUT  /v1/image     what the image says about its programs (JSON GuestImage); runs its program if asked to
 //! GET  /v1/init      what PID 1 is and how far, once it has started what it starts
+//! GET  /v1/connect   a stream to a port of the guest's, see guest_port.rs
+//! GET  /v1/ports     what waits for somebody in the guest (JSON array of Listening)
 //! GET  /v1/health    200 {"uptime_ms": ..}
 //! POST /v1/shutdown  202 when all is on the disks; then PID 1 is asked to turn the guest off
 //! ```
@@ -24,14 +26,14 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
 use crate::entrypoint::{self, Entrypoint, EntrypointError};
 use crate::init::{Init, InitError};
-use crate::{cmdline, console, exec, shutdown};
+use crate::{cmdline, console, exec, guest_port, probe, shutdown, sockets};
 
 type Reply = Response<Full<Bytes>>;
 
@@ -43,6 +45,8 @@ pub(crate) struct Guest {
     image: Mutex<Arc<Config>>,
     /// The image's program, from its start on.
     entrypoint: OnceCell<Arc<Entrypoint>>,
+    /// To its ports, each with one of these.
+    connections: Arc<Semaphore>,
 }
 
 /// What an image says is no longer than this: 1 MiB.
@@ -55,6 +59,7 @@ impl Guest {
             end_is_installed: OnceCell::new(),
             image: Mutex::default(),
             entrypoint: OnceCell::new(),
+            connections: Arc::new(Semaphore::new(guest_port::MOST)),
         }
     }
 
@@ -121,6 +126,13 @@ where
 async fn answer(request: Request<Incoming>, guest: Arc<Guest>) -> Result<Reply, Infallible> {
     let reply = match (request.method(), request.uri().path()) {
         (&Method::GET, "/v1/exec") => upgrade(request, guest.image()),
+        (&Method::GET, "/v1/connect") => {
+            match guest_port::upgrade(request, &guest.connections).await {
+                Ok(reply) => reply,
+                Err((status, problem)) => json(status, &problem),
+            }
+        }
+        (&Method::GET, "/v1/ports") => ports().await,
         (&Method::PUT, "/v1/image") => take_image(request, &guest).await,
         (&Method::GET, "/v1/init") => match guest.init.state().await {
             Ok(state) => json(StatusCode::OK, &state),
@@ -136,6 +148,20 @@ async fn answer(request: Request<Incoming>, guest: Arc<Guest>) -> Result<Reply, 
         }
     };
     Ok(reply)
+}
+
+async fn ports() -> Reply {
+    let listening = tokio::task::spawn_blocking(sockets::listening).await;
+    match listening.map_err(std::io::Error::other).flatten() {
+        Ok(mut listening) => {
+            probe::ask(&mut listening).await;
+            json(StatusCode::OK, &listening)
+        }
+        Err(error) => {
+            let problem = Problem::new(Code::Guest, "cannot read the guest's list of sockets");
+            json(StatusCode::INTERNAL_SERVER_ERROR, &problem.cause(&error))
+        }
+    }
 }
 
 fn json(status: StatusCode, value: &impl serde::Serialize) -> Reply {

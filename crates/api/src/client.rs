@@ -9,6 +9,7 @@ use bytes::{Buf, Bytes};
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
+use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -18,6 +19,7 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 
 use crate::operation::Event;
+use crate::ports::{self, GuestPort};
 use crate::{Code, Problem, VERSION_HEADER, version_line};
 
 /// Where the daemon listens.
@@ -115,6 +117,29 @@ impl Client {
         }
     }
 
+    /// A stream to a port of a VM's, by its path; see [`crate::ports`].
+    ///
+    /// # Errors
+    /// What the daemon says (not running, nobody listens there, …), or that it cannot be reached.
+    pub async fn guest_port(
+        &self,
+        vm_path: &str,
+        port: GuestPort,
+    ) -> Result<TokioIo<Upgraded>, Problem> {
+        let path = format!("{vm_path}/connect{}", port.query());
+        let request = self
+            .request(Method::GET, &path)
+            .header(http::header::CONNECTION, "upgrade")
+            .header(http::header::UPGRADE, ports::UPGRADE)
+            .body(Full::default())
+            .map_err(|e| broken(&path, &e))?;
+        let reply = self.answered(&path, request).await?;
+        if reply.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return Err(unexplained(&path, reply.status()));
+        }
+        hyper::upgrade::on(reply).await.map(TokioIo::new).map_err(|e| broken(&path, &e))
+    }
+
     async fn connect(&self) -> Result<UnixStream, Problem> {
         connect_unix(&self.socket).await.map_err(|error| {
             Problem::new(
@@ -136,23 +161,37 @@ impl Client {
             Some(value) => serde_json::to_vec(value).map_err(|e| broken(path, &e))?,
             None => Vec::new(),
         };
-        let request = Request::builder()
+        let request = self
+            .request(method, path)
+            .header(http::header::CONTENT_TYPE, "application/json")
+            .body(Full::new(Bytes::from(bytes)))
+            .map_err(|e| broken(path, &e))?;
+        self.answered(path, request).await
+    }
+
+    fn request(&self, method: Method, path: &str) -> http::request::Builder {
+        Request::builder()
             .method(method)
             .uri(path)
             .header(http::header::HOST, "banger")
-            .header(http::header::CONTENT_TYPE, "application/json")
             .header(VERSION_HEADER, version_line())
-            .body(Full::new(Bytes::from(bytes)))
-            .map_err(|e| broken(path, &e))?;
+    }
+
+    /// The reply, if it is no problem.
+    async fn answered(
+        &self,
+        path: &str,
+        request: Request<Full<Bytes>>,
+    ) -> Result<hyper::Response<Incoming>, Problem> {
         let stream = self.connect().await?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|e| broken(path, &e))?;
         // It ends with the connection; its error is the request's error, which is reported there.
-        drop(tokio::spawn(connection));
+        drop(tokio::spawn(connection.with_upgrades()));
         let reply = sender.send_request(request).await.map_err(|e| broken(path, &e))?;
         check_version(&reply)?;
-        if reply.status().is_success() {
+        if reply.status().is_success() || reply.status() == StatusCode::SWITCHING_PROTOCOLS {
             return Ok(reply);
         }
         let status = reply.status();

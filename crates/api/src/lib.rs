@@ -18,6 +18,7 @@ pub mod install;
 pub mod kernel;
 pub mod network;
 pub mod operation;
+pub mod ports;
 pub mod problem;
 pub mod size;
 pub mod vm;

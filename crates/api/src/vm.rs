@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::image::Config;
+use crate::ports::{HostPort, PublishedPort};
 use crate::{ImageName, KernelName, NetworkName, Problem, Size, VmId, VmName};
 
 /// Where a VM is in its life. Every state can be left by delete.
@@ -67,6 +68,9 @@ pub struct Vm {
     /// Its network leads beyond the host.
     #[serde(default)]
     pub nat: bool,
+    /// Ports of the host's that lead to its own, while it runs.
+    #[serde(default)]
+    pub published: Vec<PublishedPort>,
     /// Deleted when the session that made it ends.
     pub ephemeral: bool,
     pub created_at: Timestamp,
@@ -115,6 +119,8 @@ pub struct CreateVm {
     pub network: Option<NetworkName>,
     /// Let it reach what the host reaches, under the host's address.
     pub nat: bool,
+    /// Ports of the host's that lead to its own. One with port 0 gets a free one, which it keeps.
+    pub published: Vec<PublishedPort>,
     pub start: bool,
     /// The VM goes when the connection of this request ends: the daemon keeps the stream open after `done`
     /// and deletes the VM when the client closes it.
@@ -126,6 +132,10 @@ pub struct CreateVm {
 #[serde(deny_unknown_fields, default)]
 pub struct SetVm {
     pub nat: Option<bool>,
+    /// Ports that are published from now on.
+    pub publish: Vec<PublishedPort>,
+    /// Ports of the host's that are no longer; taken back before others are published.
+    pub unpublish: Vec<HostPort>,
 }
 
 /// POST /v1/vms/VM/stop

@@ -95,6 +95,7 @@ impl Shown for Vm {
             let beyond = if self.nat { "on: it reaches what the host reaches" } else { "off" };
             fields.push(("nat", beyond.to_owned()));
         }
+        fields.extend(ports(self).map(|ports| ("ports", ports)));
         if self.ephemeral {
             fields.push(("ephemeral", "deleted when the command that made it ends".to_owned()));
         }
@@ -108,6 +109,12 @@ impl Shown for Vm {
         }
         fields
     }
+}
+
+/// The published ports, if there are any: `127.0.0.1:8080:80, 127.0.0.1:5353:53/udp`.
+pub(crate) fn ports(vm: &Vm) -> Option<String> {
+    let ports: Vec<String> = vm.published.iter().map(ToString::to_string).collect();
+    (!ports.is_empty()).then(|| ports.join(", "))
 }
 
 impl Shown for Network {

@@ -57,6 +57,40 @@ try      delete it again
 }
 
 #[test]
+fn ports_tell_where_each_service_is_reached_and_how_one_that_is_not_can_be() {
+    World::with_daemon().banger(&["vm", "ports", "web"]).assert().code(0).stdout_eq(str![[r#"
+PROTO  ADDRESS    PORT  PROCESS   URL
+tcp    0.0.0.0    80    nginx     http://web.vm:80
+tcp    ::         22    sshd      web.vm:22
+tcp    127.0.0.1  5432  postgres  `banger vm forward web 5432`
+tcp    -          90    -         127.0.0.1:9000, but nothing listens
+tcp    -          91    -         not published at 127.0.0.1:9001: port 127.0.0.1:9001 of this host is taken
+
+"#]]);
+}
+
+#[test]
+fn a_port_that_is_none_is_refused_with_the_rule_and_a_forward_needs_a_running_vm() {
+    let world = World::with_daemon();
+    for (words, rule) in [
+        (&["vm", "run", "-p", "80:http"][..], "a port is a number from 1 to 65535"),
+        (&["vm", "create", "-p", "localhost:80:80"], "127.0.0.1, 0.0.0.0, [::1]"),
+        (&["vm", "forward", "web", "80/sctp"], "the protocol is tcp or udp"),
+        (&["vm", "set", "web"], "<--nat <NAT>|--publish <PORT>|--unpublish <PORT>>"),
+    ] {
+        let refused = world.banger(words).output().unwrap();
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(said.contains(rule), "{said}");
+        assert!(world.requests().is_empty());
+    }
+    world.banger(&["vm", "forward", "db", "0:80"]).assert().code(1).stderr_eq(str![[r#"
+error: VM db is stopped
+try: `banger vm start db`
+
+"#]]);
+}
+
+#[test]
 fn good_targets_go_on_when_others_are_wrong_and_every_line_names_its_vm() {
     let world = World::with_daemon();
     let output =
@@ -288,7 +322,7 @@ fn a_detached_run_prints_the_vms_name() {
         .code(0)
         .stdout_eq("x: running\n");
     assert!(world.saw(
-        r#"POST /v1/vms {"name":"x","image":null,"kernel":null,"cpus":2,"memory_bytes":2147483648,"disk_bytes":null,"init":"auto","entrypoint":true,"network":null,"nat":false,"start":true,"ephemeral":false}"#
+        r#"POST /v1/vms {"name":"x","image":null,"kernel":null,"cpus":2,"memory_bytes":2147483648,"disk_bytes":null,"init":"auto","entrypoint":true,"network":null,"nat":false,"published":[],"start":true,"ephemeral":false}"#
     ));
     let output = world.banger(&["vm", "run", "-d", "--format", "json"]).output().unwrap();
     let vm: banger_api::vm::Vm = serde_json::from_slice(&output.stdout).unwrap();
@@ -406,6 +440,8 @@ Commands:
   delete   Delete VMs with their disks, running or not [alias: rm]
   prune    Delete every VM that does not run, after a question
   logs     Print what a VM's kernel, init and agent wrote to its console
+  ports    Show what a running VM listens on, and where this host reaches it
+  forward  Lead ports of this host to ports of a running VM, until Ctrl-C
   help     Print this message or the help of the given subcommand(s)
 
 Options:
@@ -443,6 +479,9 @@ The VM:
                          if not given
       --nat              Let it reach the internet, and what else the host reaches, under the host's
                          address
+  -p, --publish <PORT>   Lead a port of this host to one of its own while it runs:
+                         [ADDRESS:]HOST:GUEST[/udp]; 127.0.0.1 if no address is given, the same port
+                         for one number, a free one that it keeps for HOST 0
 
 The command:
   -t, --tty                Give it a terminal, even if stdin or stdout is none
@@ -466,6 +505,7 @@ Examples:
   banger vm run --rm -- sh -c 'uname -r; exit 3'        one command, nothing left, status 3
   banger vm run --rm --image alpine:3.20 -- ls /         an image of a registry
   banger vm run -d --name web --memory 2G               start it and come back
+  banger vm run -p 8080:80                              127.0.0.1:8080 leads to its port 80
   tar c . | banger vm run --rm -w /tmp -- tar x         stdin goes to the command
 
 "#]]);
@@ -515,6 +555,31 @@ The network `default` stays.
 
 Examples:
   banger network delete team
+
+"#]]);
+    help(&["vm", "forward", "--help"]).stdout_eq(str![[r#"
+Lead ports of this host to ports of a running VM, until Ctrl-C
+
+Usage: banger vm forward [OPTIONS] <VM> <PORT>...
+
+Arguments:
+  <VM>       Its name or id, or the beginning of one
+  <PORT>...  Ports, each [ADDRESS:]HOST:GUEST[/udp]; one number is both, HOST 0 a free one
+
+Options:
+      --format <FORMAT>  How results and errors are written; json: one document a line [possible
+                         values: human, json]
+  -q, --quiet            No progress and no hints; lists show names only
+  -h, --help             Print help
+
+Services that listen only within the guest are reached too, and VMs without a network. `banger vm
+run -p` does the same for as long as the VM runs.
+
+Examples:
+  banger vm forward web 8080:80               127.0.0.1:8080 leads to port 80
+  banger vm forward db 5432                   the same port on both sides
+  banger vm forward web 0:80 5353:53/udp      a free port, and one for datagrams
+  banger vm forward web 0.0.0.0:8080:80       for other hosts too
 
 "#]]);
     help(&["vm", "exec", "--help"]).stdout_eq(str![[r#"

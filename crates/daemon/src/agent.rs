@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use banger_api::channel::InitState;
 use banger_api::image::GuestImage;
+use banger_api::ports::{self, GuestPort, Listening};
 use banger_api::{Code, Problem};
 use banger_vmm::Channel;
 use bytes::Bytes;
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
+use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
 
@@ -91,6 +93,57 @@ pub async fn upgrade(
     }
     let request = builder.body(Full::default()).map_err(|e| broken(&e))?;
     timeout(ANSWER_DEADLINE, send(channel, request)).await.map_err(|_| silent())?
+}
+
+/// A stream to a port of the guest's; see `banger_forward` for what it carries.
+///
+/// # Errors
+/// When nothing listens there, or the agent does not answer.
+pub async fn guest_port(channel: &Channel, port: GuestPort) -> Result<TokioIo<Upgraded>, Problem> {
+    let connecting = async {
+        let request = Request::builder()
+            .method(Method::GET)
+            .uri(format!("/v1/connect{}", port.query()))
+            .header(http::header::HOST, "agent")
+            .header(http::header::CONNECTION, "upgrade")
+            .header(http::header::UPGRADE, ports::UPGRADE)
+            .body(Full::default())
+            .map_err(|e| broken(&e))?;
+        let reply = send(channel, request).await?;
+        if reply.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return Err(refused(reply, "/v1/connect").await);
+        }
+        hyper::upgrade::on(reply).await.map(TokioIo::new).map_err(|e| broken(&e))
+    };
+    timeout(ANSWER_DEADLINE, connecting).await.map_err(|_| silent())?
+}
+
+/// What waits for somebody in the guest.
+///
+/// # Errors
+/// When the agent does not answer.
+pub async fn ports(channel: &Channel) -> Result<Vec<Listening>, Problem> {
+    let asked = async {
+        let reply = request(channel, Method::GET, "/v1/ports", Bytes::new()).await?;
+        if !reply.status().is_success() {
+            return Err(refused(reply, "/v1/ports").await);
+        }
+        let bytes = reply.into_body().collect().await.map_err(|e| broken(&e))?.to_bytes();
+        serde_json::from_slice(&bytes).map_err(|e| broken(&e))
+    };
+    timeout(ANSWER_DEADLINE, asked).await.map_err(|_| silent())?
+}
+
+/// Why the agent refused. One that is older than this daemon does not know what it was asked.
+async fn refused(reply: http::Response<Incoming>, path: &str) -> Problem {
+    let status = reply.status();
+    if status == StatusCode::NOT_FOUND {
+        return unexpected(path, status)
+            .because("it is of an older banger")
+            .remedy("`banger vm restart NAME` gives the guest this one's agent");
+    }
+    let bytes = reply.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+    serde_json::from_slice(&bytes).unwrap_or_else(|_| unexpected(path, status))
 }
 
 async fn request(

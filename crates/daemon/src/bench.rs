@@ -167,6 +167,7 @@ async fn default_vm(
         place: None,
         network: None,
         nat: false,
+        published: Vec::new(),
     };
     let boot = Boot {
         image: image_file,

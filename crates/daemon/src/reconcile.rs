@@ -77,10 +77,14 @@ impl Daemon {
                 let agent = agent_of(&vm);
                 if vm.state == State::Starting {
                     return match self.finish_start(&vm, &slot, watched, &agent, operation).await {
-                        Ok(_) => Ok(()),
+                        Ok(_) => {
+                            self.open_again(&vm, &vm.published, &slot, operation);
+                            Ok(())
+                        }
                         Err(problem) => Err(self.failed_start(&vm, problem).await),
                     };
                 }
+                self.open_again(&vm, &vm.published, &slot, operation);
                 let within = self.config.deadlines.ready(self.translated().await);
                 let connecting = async {
                     let stream = self.connect(&mark, agent.socket.clone()).await?;

@@ -292,6 +292,7 @@ fn vm() -> VmRecord {
         place: None,
         network: None,
         nat: false,
+        published: Vec::new(),
     }
 }
 

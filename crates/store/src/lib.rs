@@ -8,6 +8,7 @@ mod error;
 mod migrations;
 mod networks;
 mod operations;
+mod published;
 mod vms;
 
 use std::path::Path;

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::net::Ipv4Addr;
 
 use banger_api::image::Config;
+use banger_api::ports::PublishedPort;
 use banger_api::vm::State;
 use banger_api::{ImageName, KernelName, NetworkName, Problem, Size, VmId, VmName};
 use banger_host::{Claim, Life, Network};
@@ -16,6 +17,7 @@ use crate::columns::{
 };
 use crate::error::StoreError;
 use crate::networks::by_number;
+use crate::published;
 
 /// A VM as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +54,8 @@ pub struct VmRecord {
     pub network: Option<NetworkName>,
     /// Whether its network leads beyond the host.
     pub nat: bool,
+    /// Ports of the host's that lead to its own while it runs.
+    pub published: Vec<PublishedPort>,
 }
 
 /// Where a VM is in a network.
@@ -72,7 +76,8 @@ pub struct RecordedClaim {
 }
 
 const SELECT: &str =
-    "SELECT *, (SELECT name FROM networks WHERE number = vms.network) AS network_name FROM vms";
+    "SELECT *, (SELECT name FROM networks WHERE number = vms.network) AS network_name,
+     (SELECT json_group_array(port) FROM published WHERE vm = vms.id) AS published FROM vms";
 
 /// Why a VM cannot be recorded in its network.
 enum Misplaced {
@@ -126,6 +131,7 @@ impl Store {
                     ":nat": vm.nat,
                 },
             )?;
+            published::insert(t, &vm.id, &vm.published)?;
             insert_claims(t, &vm.id, claims)?;
             Ok(Ok(()))
         })?;
@@ -376,6 +382,7 @@ fn vm(row: &Row<'_>) -> rusqlite::Result<VmRecord> {
         place,
         network: optional_text(row, "network_name")?,
         nat: row.get("nat")?,
+        published: published::of_row(row)?,
         id: text(row, "id")?,
         name: text(row, "name")?,
         state: from_word(row, "state")?,

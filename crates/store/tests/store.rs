@@ -4,6 +4,7 @@
 use std::net::Ipv4Addr;
 use std::path::Path;
 
+use banger_api::ports::PublishedPort;
 use banger_api::vm::State;
 use banger_api::{Code, ImageName, KernelName, NetworkName, Problem, Size, VmId, VmName};
 use banger_host::{Claim, Installation, Mark, Nat, Network};
@@ -40,6 +41,7 @@ fn vm(name: &str) -> VmRecord {
         place: None,
         network: None,
         nat: false,
+        published: Vec::new(),
     }
 }
 
@@ -309,4 +311,25 @@ fn a_database_of_before_networks_keeps_its_claims() {
     assert_eq!(held.len(), 2);
     assert!(held[0].contains("bridge") && held[1].contains("tap"), "{held:?}");
     assert_eq!(store.vm(&id).unwrap().unwrap().place, None);
+}
+
+#[test]
+fn published_ports_are_the_vms_until_it_is_deleted_and_change_together_or_not_at_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    let port = |text: &str| PublishedPort::parse(text).unwrap();
+    let with = VmRecord { published: vec![port("8080:80"), port("[::1]:53:53/udp")], ..vm("one") };
+    store.insert_vm(&with, None, &[]).unwrap();
+    store.insert_vm(&vm("two"), None, &[]).unwrap();
+    let of = |id: &VmId| store.vm(id).unwrap().unwrap().published;
+    assert_eq!(of(&with.id), [port("[::1]:53:53/udp"), port("8080:80")]);
+    assert_eq!(store.vms().unwrap()[1].published, []);
+
+    store.publish(&with.id, &[port("8080:80")], &[port("8081:80")]).unwrap();
+    assert_eq!(of(&with.id), [port("[::1]:53:53/udp"), port("8081:80")]);
+    let twice = [port("9000:90"), port("8081:80")];
+    store.publish(&with.id, &[port("[::1]:53:53/udp")], &twice).unwrap_err();
+    assert_eq!(of(&with.id), [port("[::1]:53:53/udp"), port("8081:80")]);
+    store.delete_vm(&with.id).unwrap();
+    assert_eq!(store.vms().unwrap().len(), 1);
 }

@@ -263,8 +263,8 @@ fn yamux_config() -> yamux::Config {
     config
 }
 
-/// Streams at once: execs, copies and forwards of one VM.
-const MAX_STREAMS: usize = 256;
+/// Streams at once of one VM, as many as its agent takes: half are left to execs when all connections to ports are taken.
+const MAX_STREAMS: usize = 512;
 
 /// A stream whose first bytes may be further READY lines: answers to HELLOs that were said more than once.
 ///

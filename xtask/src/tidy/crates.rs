@@ -15,17 +15,19 @@ use super::{Finding, Tree};
 ///             └──► host ◄──┴──────┘        │      │      │
 ///           helper ─┘└──────► api ◄────────┴──────┴──────┘
 /// ```
-/// Planners (vmm, storage) know the host's claims, not its `Host`; image and dns know nobody; cli and agent know the wire only.
+/// Planners (vmm, storage) know the host's claims, not its `Host`; image, dns and forward know nobody; cli and agent know the wire only
+/// (and, as the daemon does, forward).
 const EDGES: &[(&str, &[&str])] = &[
-    ("banger-agent", &["banger-api"]),
+    ("banger-agent", &["banger-api", "banger-forward"]),
     ("banger-api", &[]),
     ("banger-bare", &["banger-api"]),
-    ("banger-cli", &["banger-api"]),
+    ("banger-cli", &["banger-api", "banger-forward"]),
     (
         "banger-daemon",
         &[
             "banger-api",
             "banger-dns",
+            "banger-forward",
             "banger-host",
             "banger-image",
             "banger-registry",
@@ -37,6 +39,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("banger-dns", &[]),
     ("banger-e2e", &["banger-api"]),
     ("banger-ext4", &[]),
+    ("banger-forward", &[]),
     ("banger-helper", &["banger-api", "banger-host"]),
     ("banger-host", &["banger-api"]),
     ("banger-image", &["banger-api", "banger-ext4"]),

@@ -5,9 +5,11 @@ mod create;
 mod delete;
 mod ending;
 mod exec;
+mod forward;
 mod kill;
 mod list;
 mod logs;
+mod ports;
 mod prune;
 mod restart;
 mod run;
@@ -39,6 +41,8 @@ pub(crate) enum Verb {
     Delete(delete::Args),
     Prune(prune::Args),
     Logs(logs::Args),
+    Ports(ports::Args),
+    Forward(forward::Args),
 }
 
 impl Verb {
@@ -57,6 +61,8 @@ impl Verb {
             Verb::Delete(args) => delete::run(args, context).await,
             Verb::Prune(args) => prune::run(args, context).await,
             Verb::Logs(args) => logs::run(args, context).await,
+            Verb::Ports(args) => ports::run(args, context).await,
+            Verb::Forward(args) => forward::run(args, context).await,
         }
     }
 }

@@ -230,6 +230,7 @@ fn router(daemon: Daemon) -> Router {
         .route("/v1/vms", get(list).post(create))
         .route("/v1/vms/prune", post(prune))
         .route("/v1/vms/{vm}", get(show).delete(remove))
+        .route("/v1/vms/{vm}/ports", get(ports))
         .route("/v1/vms/{vm}/logs", get(|| async { "one\ntwo\n" }))
         .route("/v1/vms/{vm}/exec", any(exec))
         .route("/v1/vms/{vm}/{act}", post(act))
@@ -286,6 +287,7 @@ fn vm(name: &str, state: vm::State) -> Vm {
         network: Some(NetworkName::parse("default").unwrap()),
         address: Some(Ipv4Addr::new(10, 213, 0, 2)),
         nat: false,
+        published: Vec::new(),
         ephemeral: false,
         created_at: jiff::Timestamp::now() - jiff::SignedDuration::from_hours(50),
         started_at: None,
@@ -343,6 +345,34 @@ async fn show(Segment(name): Segment<String>) -> Response<Body> {
         Some(vm) => json_reply(StatusCode::OK, vm),
         None => no_such(&name),
     }
+}
+
+/// A web server, a database, one whose place is taken, and one that nobody serves.
+async fn ports() -> Response<Body> {
+    let socket = |port: u16, address: &str, process: &str, at: Option<&str>, url: Option<&str>| {
+        json!({"protocol": "tcp", "address": address, "port": port, "process": process,
+               "speaks": null, "reached_at": at, "url": url})
+    };
+    let published = |host: u16, guest: u16, problem: Option<Problem>| {
+        let port = json!({"address": "127.0.0.1", "host": host, "guest": guest, "protocol": "tcp"});
+        json!({"port": port, "problem": problem})
+    };
+    let taken = Problem::new(Code::Conflict, "port 127.0.0.1:9001 of this host is taken");
+    json_reply(
+        StatusCode::OK,
+        &json!({
+            "listening": [
+                socket(80, "0.0.0.0", "nginx", Some("web.vm:80"), Some("http://web.vm:80")),
+                socket(22, "::", "sshd", Some("web.vm:22"), None),
+                socket(5432, "127.0.0.1", "postgres", None, None),
+            ],
+            "published": [
+                published(8080, 80, None),
+                published(9000, 90, None),
+                published(9001, 91, Some(taken)),
+            ],
+        }),
+    )
 }
 
 async fn create(body: Bytes) -> Response<Body> {

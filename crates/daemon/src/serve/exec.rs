@@ -7,6 +7,7 @@ use axum::response::Response;
 use banger_api::{Code, Problem};
 use http_body_util::BodyExt;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional_with_sizes};
 
 use super::{App, Failure, Found};
 use crate::agent;
@@ -39,21 +40,21 @@ pub(super) async fn exec(
             // One of the two left before it was connected; the other sees its stream end.
             return;
         };
-        let (mut client, mut agent) = (TokioIo::new(client), TokioIo::new(agent));
-        // Ends when both sides have ended, or one is gone: the session's own frames have said how.
-        drop(
-            tokio::io::copy_bidirectional_with_sizes(
-                &mut client,
-                &mut agent,
-                SPLICE_BYTES,
-                SPLICE_BYTES,
-            )
-            .await,
-        );
+        // The session's own frames have said how it ended.
+        move_bytes(TokioIo::new(client), TokioIo::new(agent)).await;
     }));
     response
         .body(Body::empty())
         .map_err(|e| Failure(Problem::new(Code::Internal, "cannot answer").cause(&e)))
+}
+
+/// Until both sides have ended, or one is gone.
+pub(super) async fn move_bytes(
+    mut client: impl AsyncRead + AsyncWrite + Unpin,
+    mut agent: impl AsyncRead + AsyncWrite + Unpin,
+) {
+    let moved = copy_bidirectional_with_sizes(&mut client, &mut agent, SPLICE_BYTES, SPLICE_BYTES);
+    drop(moved.await);
 }
 
 /// Buffer of each direction of a session.

@@ -5,6 +5,7 @@ mod exec;
 mod follow;
 mod logs;
 mod networks;
+mod ports;
 mod vms;
 
 use std::io;
@@ -67,6 +68,8 @@ fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/vms/{vm}/init", get(vms::init))
         .route("/v1/vms/{vm}/logs", get(logs::logs))
         .route("/v1/vms/{vm}/exec", get(exec::exec))
+        .route("/v1/vms/{vm}/ports", get(ports::ports))
+        .route("/v1/vms/{vm}/connect", get(ports::connect))
         .route("/v1/images", get(artifacts::images))
         .route("/v1/images/build", post(artifacts::build_image))
         .route("/v1/images/dockerfile", post(artifacts::build_dockerfile))

@@ -205,7 +205,7 @@ pub(super) async fn bench_start(State(daemon): App) -> Answer<StartPlan> {
 
 impl Daemon {
     /// The way to a running VM's agent, waited for a little while it is being connected.
-    pub(super) async fn channel(
+    pub(crate) async fn channel(
         &self,
         vm: &banger_store::VmRecord,
     ) -> Result<banger_vmm::Channel, Problem> {

@@ -68,13 +68,15 @@ impl Daemon {
         if let Some(network) = &request.network {
             self.refuse_unknown_network(network)?;
         }
+        let published = self.ports_for_new(&request.published, request.start)?;
         let image = self.image_for(request.image.as_ref(), operation).await?;
         let kernel = self.kernel_for(request.kernel.as_ref(), operation).await?;
         operation.stage("record", "recording the VM");
         let image_file = self.state_file(&self.image_path(&image.digest))?;
         let driver = self.driver_for_new(&image_file).await?;
         let of = Of { image, kernel, driver, image_file: image_file.clone() };
-        let (request, working) = (request.clone(), operation.clone());
+        let request = CreateVm { published, ..request.clone() };
+        let working = operation.clone();
         let with_network = networks.is_ok();
         let vm = self
             .blocking(move |daemon| {
@@ -151,6 +153,7 @@ impl Daemon {
         if request.nat {
             parts.push("NAT".to_owned());
         }
+        parts.extend(request.published.iter().map(|port| format!("port {port}")));
         if request.ephemeral {
             parts.push("deleted when its session ends".to_owned());
         }
@@ -235,6 +238,7 @@ impl Daemon {
                 place: None,
                 network: None,
                 nat: request.nat,
+                published: request.published.clone(),
             };
             let mark = self.mark(&vm.id);
             let claims = plan::record_claims(&vm, &mark, *driver, image_file, &self.places);

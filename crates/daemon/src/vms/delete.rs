@@ -23,6 +23,7 @@ impl Daemon {
             return Ok(());
         };
         operation.stage("release", format!("deleting {}", vm.name));
+        slot.close_ports(|_| true).await;
         let vm_id = id.clone();
         self.blocking(move |daemon| {
             daemon.store.set_state(&vm_id, State::Deleting).map_err(problems::store)?;

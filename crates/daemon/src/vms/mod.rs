@@ -14,6 +14,7 @@
 pub mod create;
 pub mod delete;
 pub mod plan;
+pub mod ports;
 pub mod set;
 pub mod slot;
 pub mod start;
@@ -45,6 +46,7 @@ pub fn shown(record: VmRecord) -> Vm {
         network: record.network,
         address: record.place.map(|place| place.address),
         nat: record.nat,
+        published: record.published,
         ephemeral: record.ephemeral,
         created_at: record.created_at,
         started_at: record.started_at,

@@ -29,7 +29,13 @@ impl Daemon {
         if let Some(nat) = request.nat {
             let what = if nat { "letting it out" } else { "keeping it in" };
             operation.stage("nat", format!("{}: {what}", vm.name));
+            let vm = vm.clone();
             self.blocking(move |daemon| daemon.set_nat(&vm, nat)).await??;
+        }
+        if !request.publish.is_empty() || !request.unpublish.is_empty() {
+            operation.stage("ports", format!("{}: changing what it publishes", vm.name));
+            let SetVm { publish, unpublish, .. } = request;
+            self.set_ports(&vm, &slot, unpublish, publish, operation).await?;
         }
         self.record(id)
     }

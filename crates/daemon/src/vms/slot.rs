@@ -2,11 +2,14 @@
 //! All of it can be lost: it is made anew from the ledger and from what runs.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use banger_api::VmId;
+use banger_forward::MOST_CONNECTIONS;
 use banger_vmm::Channel;
-use tokio::sync::{Mutex as AsyncMutex, watch};
+use tokio::sync::{Mutex as AsyncMutex, Semaphore, watch};
+
+use super::ports::OpenPort;
 
 #[derive(Debug)]
 pub struct Slot {
@@ -16,6 +19,10 @@ pub struct Slot {
     ends: watch::Sender<usize>,
     /// The connection to the agent, while there is one.
     pub channel: watch::Sender<Option<Channel>>,
+    /// Who comes to its ports, each with one of these.
+    pub connections: Arc<Semaphore>,
+    /// Its published ports, while it runs.
+    ports: Mutex<Vec<OpenPort>>,
 }
 
 impl Slot {
@@ -30,6 +37,10 @@ impl Slot {
     pub async fn ending(&self) {
         // The sender is in this very slot, so it cannot be gone.
         drop(self.ends.subscribe().wait_for(|ends| *ends > 0).await);
+    }
+
+    pub(super) fn ports(&self) -> MutexGuard<'_, Vec<OpenPort>> {
+        self.ports.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     #[must_use]
@@ -60,6 +71,8 @@ impl Slots {
                 lock: AsyncMutex::new(()),
                 ends: watch::channel(0).0,
                 channel: watch::channel(None).0,
+                connections: Arc::new(Semaphore::new(MOST_CONNECTIONS)),
+                ports: Mutex::default(),
             })
         }))
     }

@@ -73,6 +73,7 @@ impl Daemon {
             return Err(no_uid(vm, self.uids));
         }
         let run = vmm.claims(&machine);
+        let ports = self.bind_ports(&vm.published)?;
         let first = vm
             .started_at
             .is_none()
@@ -98,7 +99,9 @@ impl Daemon {
             }
         }
         operation.stage("boot", format!("booting {} ({})", vm.name, vmm.name()));
-        self.await_ready(vm, slot, watched, &vmm.agent(), operation).await
+        let record = self.await_ready(vm, slot, watched, &vmm.agent(), operation).await?;
+        self.serve_ports(&vm.id, slot, ports);
+        Ok(record)
     }
 
     /// Waits for the guest's ready event, for its VMM's end, for the deadline, or for somebody who wants it to end.
@@ -224,6 +227,7 @@ impl Daemon {
         state: State,
         outcome: Option<&Problem>,
     ) -> Result<(), Problem> {
+        self.slots.of(id).close_ports(|_| true).await;
         let (id, outcome) = (id.clone(), outcome.cloned());
         let left = self
             .blocking(move |daemon| {

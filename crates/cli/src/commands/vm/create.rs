@@ -13,6 +13,7 @@ use crate::{operation, render};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   banger vm create --name web --cpus 2 --memory 2G --disk 8G
+  banger vm create --name dns -p 5353:53/udp -p 0.0.0.0:8080:80
   banger vm start web")]
 pub(crate) struct Args {
     #[command(flatten)]

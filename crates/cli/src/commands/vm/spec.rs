@@ -1,5 +1,6 @@
 //! The flags that say what a VM is made of, for `run` and `create`.
 
+use banger_api::ports::PublishedPort;
 use banger_api::vm::{CreateVm, Init};
 use banger_api::{ImageName, KernelName, NetworkName, Size, VmName};
 
@@ -35,12 +36,16 @@ pub(crate) struct Spec {
     /// Let it reach the internet, and what else the host reaches, under the host's address
     #[arg(long)]
     nat: bool,
+    /// Lead a port of this host to one of its own while it runs: [ADDRESS:]HOST:GUEST[/udp]; 127.0.0.1 if no address is given,
+    /// the same port for one number, a free one that it keeps for HOST 0
+    #[arg(short, long, value_name = "PORT")]
+    publish: Vec<PublishedPort>,
 }
 
 impl Spec {
     /// Of a VM that runs its image's program at each start, or only what it is told to.
     pub(crate) fn request(self, start: bool, ephemeral: bool, entrypoint: bool) -> CreateVm {
-        let Self { name, image, init, kernel, cpus, memory, disk, network, nat } = self;
+        let Self { name, image, init, kernel, cpus, memory, disk, network, nat, publish } = self;
         CreateVm {
             name,
             image,
@@ -52,6 +57,7 @@ impl Spec {
             entrypoint,
             network,
             nat,
+            published: publish,
             start,
             ephemeral,
         }
