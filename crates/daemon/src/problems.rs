@@ -25,6 +25,7 @@ pub(crate) fn store(error: StoreError) -> Problem {
         StoreError::Newer { .. } => {
             Some("use the newer banger, or give this one a state folder of its own".into())
         }
+        StoreError::NoNetwork => Some("repeat the command".into()),
         error if error.is_full() => Some(FREE_SPACE.into()),
         _ => None,
     };

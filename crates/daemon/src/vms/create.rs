@@ -314,7 +314,7 @@ fn is_init_path(path: &str) -> bool {
 
 fn no_address() -> Problem {
     Problem::new(Code::Conflict, "every address of the network has its VM")
-        .remedy("delete VMs that are no longer needed, or name a larger subnet in config.toml when there are none")
+        .remedy("delete VMs that are no longer needed, or make a network with a larger subnet (`banger network create`)")
 }
 
 fn taken(name: &VmName) -> Problem {

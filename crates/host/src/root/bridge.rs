@@ -94,7 +94,7 @@ fn peers(bridge: &Link, network: &Network) -> io::Result<()> {
     if has_ports(bridge)? {
         let (there, wanted) = if network.peers { ("do not", "do") } else { ("do", "do not") };
         return Err(io::Error::other(format!(
-            "VMs use {} which {there} reach each other, and here they {wanted}: stop them, then start them again",
+            "VMs that {there} reach each other use {}, and those of this network {wanted}: stop them, then start them again",
             bridge.name
         )));
     }
