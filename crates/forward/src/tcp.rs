@@ -73,6 +73,11 @@ mod tests {
 
     use super::*;
 
+    async fn within<T>(work: impl Future<Output = T>) -> T {
+        let most = Duration::from_secs(30);
+        tokio::time::timeout(most, work).await.expect("it happens before the deadline")
+    }
+
     /// Two ends of a TCP connection that is carried over a stream in the middle; the stream can be cut.
     async fn carried() -> (TcpStream, TcpStream, tokio::task::JoinHandle<()>) {
         let (one, other) = tokio::io::duplex(1000);
@@ -99,23 +104,26 @@ mod tests {
             first.write_all(b"all of it").await.unwrap();
             first.shutdown().await.unwrap();
             let mut said = String::new();
-            second.read_to_string(&mut said).await.unwrap();
+            within(second.read_to_string(&mut said)).await.unwrap();
             assert_eq!(said, "all of it");
             // Far more than all buffers on the way.
             let answer = vec![7; 1 << 20];
-            let (wrote, got) = tokio::join!(
-                async {
-                    second.write_all(&answer).await?;
-                    second.shutdown().await
-                },
-                async {
-                    let mut got = Vec::new();
-                    first.read_to_end(&mut got).await.map(|_| got)
-                }
-            );
+            let both = async {
+                tokio::join!(
+                    async {
+                        second.write_all(&answer).await?;
+                        second.shutdown().await
+                    },
+                    async {
+                        let mut got = Vec::new();
+                        first.read_to_end(&mut got).await.map(|_| got)
+                    }
+                )
+            };
+            let (wrote, got) = within(both).await;
             wrote.unwrap();
             assert_eq!(got.unwrap(), answer);
-            carrying.await.unwrap();
+            within(carrying).await.unwrap();
         }
     }
 
@@ -127,7 +135,7 @@ mod tests {
         service.read_exact(&mut half).await.unwrap();
         carrying.abort();
         for side in [&mut service, &mut client] {
-            let error = side.read(&mut half).await.unwrap_err();
+            let error = within(side.read(&mut half)).await.unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
         }
     }
@@ -139,8 +147,8 @@ mod tests {
         let mut half = [0; 7];
         service.read_exact(&mut half).await.unwrap();
         reset(client);
-        carrying.await.unwrap();
-        let error = service.read(&mut half).await.unwrap_err();
+        within(carrying).await.unwrap();
+        let error = within(service.read(&mut half)).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     }
 
