@@ -47,10 +47,34 @@ cpus     2
 memory   1 GiB
 disk     8 GiB
 address  10.213.0.2
-nat      off
+egress   none
 created  [..] (2d ago)
 problem  cannot remove the disk
 try      delete it again
+
+"#]]);
+}
+
+#[test]
+fn what_a_vm_was_refused_is_a_line_each() {
+    World::with_daemon().banger(&["vm", "logs", "--network", "web"]).assert().code(0).stdout_eq(
+        str![[r#"
+2026-01-31T12:03:11Z  refused  name  evil.example
+2026-01-31T12:03:11Z  refused  tcp   203.0.113.9:443
+2026-01-31T12:03:11Z  refused  udp   203.0.113.9:53
+
+"#]],
+    );
+}
+
+#[test]
+fn what_is_no_policy_is_refused_before_anything_is_asked() {
+    let world = World::with_daemon();
+    let refused = world.banger(&["vm", "create", "--egress", "allow:GitHub.com"]).assert().code(2);
+    refused.stderr_eq(str![[r#"
+error: invalid value 'allow:GitHub.com' for '--egress <POLICY>': "GitHub.com" is no domain (lower-case letters, digits, `-` and `_` between dots, `*.` before it for all names below), no address and no subnet
+
+For more information, try '--help'.
 
 "#]]);
 }
@@ -287,7 +311,7 @@ fn a_detached_run_prints_the_vms_name() {
         .code(0)
         .stdout_eq("x: running\n");
     assert!(world.saw(
-        r#"POST /v1/vms {"name":"x","image":null,"kernel":null,"cpus":2,"memory_bytes":2147483648,"disk_bytes":null,"init":"auto","entrypoint":true,"nat":false,"start":true,"ephemeral":false}"#
+        r#"POST /v1/vms {"name":"x","image":null,"kernel":null,"cpus":2,"memory_bytes":2147483648,"disk_bytes":null,"init":"auto","entrypoint":true,"nat":false,"egress":null,"start":true,"ephemeral":false}"#
     ));
     let output = world.banger(&["vm", "run", "-d", "--format", "json"]).output().unwrap();
     let vm: banger_api::vm::Vm = serde_json::from_slice(&output.stdout).unwrap();
@@ -440,6 +464,9 @@ The VM:
       --disk <SIZE>      Size of its disk, such as 8G; a bare number is MiB
       --nat              Let it reach the internet, and what else the host reaches, under the host's
                          address
+      --egress <POLICY>  What it may reach beyond the host: none, all (the same as --nat), or allow:
+                         and domains, addresses and subnets, such as
+                         allow:github.com,*.debian.org,203.0.113.0/24
 
 The command:
   -t, --tty                Give it a terminal, even if stdin or stdout is none
@@ -463,6 +490,7 @@ Examples:
   banger vm run --rm -- sh -c 'uname -r; exit 3'        one command, nothing left, status 3
   banger vm run --rm --image alpine:3.20 -- ls /         an image of a registry
   banger vm run -d --name web --memory 2G               start it and come back
+  banger vm run --egress allow:github.com,*.debian.org   it reaches these names and nothing else
   tar c . | banger vm run --rm -w /tmp -- tar x         stdin goes to the command
 
 "#]]);

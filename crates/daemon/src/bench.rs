@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use banger_api::vm::State;
-use banger_api::{Code, Problem, VmId};
+use banger_api::{Code, Egress, Problem, VmId};
 use banger_host::{Claim, DmSnapshot, Guard, Installation, Mac, Mark, Network, root};
 use banger_storage::Driver;
 use banger_store::VmRecord;
@@ -63,10 +63,17 @@ async fn plan_start(daemon: &Arc<Daemon>, operation: &Operation) -> Result<Start
         },
         address: Ipv4Addr::new(10, 213, 0, 2),
         mac: Mac::of(&mark),
-        nat: false,
+        egress: Egress::None,
     };
-    let machine =
-        plan::machine(&vm, &mark, driver, &boot, &daemon.places, Some(daemon.uids), Some(network));
+    let machine = plan::machine(
+        &vm,
+        &mark,
+        driver,
+        &boot,
+        &daemon.places,
+        Some(daemon.uids),
+        Some(network.clone()),
+    );
     let firecracker = Firecracker::jailed(version);
     let (rules, no_rules) = root::rules_for_one(&Guard {
         mark: mark.clone(),
@@ -153,7 +160,7 @@ async fn default_vm(
         config: Default::default(),
         entrypoint: false,
         place: None,
-        nat: false,
+        egress: Egress::None,
     };
     let boot = Boot {
         image: image_file,

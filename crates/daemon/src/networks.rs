@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use banger_api::{Code, Problem, network};
+use banger_api::{Code, Egress, Problem, network};
 use banger_host::{Mac, Network, root};
 use banger_store::{NetworkRecord, Place, VmRecord};
 use banger_vmm::NetworkDevice;
@@ -103,11 +103,12 @@ impl Daemon {
                     network,
                     address: place.address,
                     mac: Mac::of(&self.mark(&vm.id)),
-                    nat: vm.nat,
+                    egress: vm.egress.clone(),
                 }))
             }
-            Err(why) if vm.nat => Err(no_network(&why)
-                .remedy(format!("`banger vm set {} --nat off` lets it start without", vm.name))),
+            Err(why) if vm.egress != Egress::None => Err(no_network(&why, &vm.egress).remedy(
+                format!("`banger vm set {} --egress none` lets it start without", vm.name),
+            )),
             Err(why) => {
                 operation.note(format!("{} has no network: {why}", vm.name));
                 Ok(None)
@@ -140,8 +141,9 @@ impl Daemon {
 }
 
 /// Why a VM that is to reach beyond its host cannot.
-pub(crate) fn no_network(why: &str) -> Problem {
-    Problem::new(Code::Missing, "--nat: VMs have no network here").because(why)
+pub(crate) fn no_network(why: &str, egress: &Egress) -> Problem {
+    let flag = if *egress == Egress::All { "--nat" } else { "--egress" };
+    Problem::new(Code::Missing, format!("{flag}: VMs have no network here")).because(why)
 }
 
 /// The networks that could be, the best first: the configured one alone, or one of many, which begin at another place for

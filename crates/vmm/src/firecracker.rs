@@ -332,7 +332,7 @@ mod tests {
             .collect::<Vec<_>>()
         };
         let device = machine(&Overlay).network.unwrap();
-        let all = of_network(Some(device));
+        let all = of_network(Some(device.clone()));
         assert!(
             matches!(
                 all[..],
@@ -340,7 +340,10 @@ mod tests {
             ),
             "{all:?}"
         );
-        assert_eq!(of_network(Some(NetworkDevice { nat: false, ..device })), all[..3]);
+        assert_eq!(
+            of_network(Some(NetworkDevice { egress: banger_api::Egress::None, ..device })),
+            all[..3]
+        );
         assert_eq!(of_network(None), []);
     }
 

@@ -1,5 +1,6 @@
 //! The machine that the tests of all VMMs plan for.
 
+use banger_api::Egress;
 use banger_host::{Mac, Mark, Network, StateFile};
 use banger_storage::Driver;
 
@@ -22,7 +23,7 @@ pub(crate) fn machine(driver: &dyn Driver) -> Machine {
             network: Network { number: 0, gateway: [10, 213, 0, 1].into(), prefix: 22, mtu: 1500 },
             address: [10, 213, 0, 2].into(),
             mac: Mac::of(&mark),
-            nat: true,
+            egress: Egress::All,
         }),
         log_limit_bytes: 1 << 20,
         mark,

@@ -2,34 +2,32 @@
 
 use std::net::Ipv4Addr;
 
-use banger_api::GuestNet;
+use banger_api::{Egress, GuestNet};
 use banger_host::{Claim, Guard, Mac, Mark, Nat, Network, Tap};
 
 /// The one network device of a VM.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetworkDevice {
     pub network: Network,
     /// The VM's own in the network.
     pub address: Ipv4Addr,
     pub mac: Mac,
-    /// Whether the VM has a way out of the host.
-    pub nat: bool,
+    /// What the VM may reach beyond the host.
+    pub egress: Egress,
 }
 
 impl NetworkDevice {
     /// In the order in which they are made: the rules are there before the device is. `uid` is the VMM's user, who opens
     /// the tap.
-    pub(crate) fn claims(&self, mark: &Mark, uid: u32) -> Vec<Claim> {
-        let Self { network, address, mac, nat } = *self;
-        let mark = || mark.clone();
+    pub(crate) fn claims(&self, mark_of: &Mark, uid: u32) -> Vec<Claim> {
+        let &Self { network, address, mac, ref egress } = self;
+        let mark = || mark_of.clone();
         let mut claims = vec![
             Claim::Bridge { installation: mark().installation().clone(), network },
             Claim::Guard(Guard { mark: mark(), network, address, mac }),
             Claim::Tap(Tap { mark: mark(), uid, network }),
         ];
-        if nat {
-            claims.push(Claim::Nat(Nat { mark: mark(), network, address }));
-        }
+        claims.extend(Nat::of(mark_of, network, address, egress).map(Claim::Nat));
         claims
     }
 

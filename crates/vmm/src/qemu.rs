@@ -157,7 +157,7 @@ impl Qemu {
             // Mitigations cost a translated guest much and protect nothing: it shares no predictor with its host's code.
             words.push("mitigations=off".into());
         }
-        words.extend(machine.network.map(|device| device.word()));
+        words.extend(machine.network.as_ref().map(|device| device.word()));
         words.extend(machine.agent_words.iter().cloned());
         words
     }

@@ -66,6 +66,7 @@ fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/vms/{vm}/promote", post(artifacts::promote))
         .route("/v1/vms/{vm}/init", get(vms::init))
         .route("/v1/vms/{vm}/logs", get(logs::logs))
+        .route("/v1/vms/{vm}/refused", get(vms::refused))
         .route("/v1/vms/{vm}/exec", get(exec::exec))
         .route("/v1/images", get(artifacts::images))
         .route("/v1/images/build", post(artifacts::build_image))

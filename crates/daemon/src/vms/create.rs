@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use banger_api::vm::{CreateVm, Init, State};
-use banger_api::{Code, Problem, Size, VmId, VmName};
+use banger_api::{Code, Egress, Problem, Size, VmId, VmName};
 use banger_host::{StateFile, root, space};
 use banger_storage::{Able, Driver};
 use banger_store::{ImageRecord, KernelRecord, StoreError, VmRecord};
@@ -53,15 +53,18 @@ impl Daemon {
         operation: &Operation,
         made: impl FnOnce(&VmId),
     ) -> Result<VmRecord, Problem> {
+        let egress = egress_of(request)?;
         let sizes = self.judge(request)?;
-        operation.note(self.spec_line(request, sizes));
+        operation.note(self.spec_line(request, sizes, &egress));
         if let Some(name) = &request.name {
             self.refuse_taken(name)?;
         }
         let networks = self.networks_work().await;
-        if let (true, Err(why)) = (request.nat, &networks) {
-            return Err(networks::no_network(why)
-                .remedy("leave --nat away; `banger doctor` shows what is missing"));
+        if egress != Egress::None
+            && let Err(why) = &networks
+        {
+            return Err(networks::no_network(why, &egress)
+                .remedy("leave it away; `banger doctor` shows what is missing"));
         }
         let image = self.image_for(request.image.as_ref(), operation).await?;
         let kernel = self.kernel_for(request.kernel.as_ref(), operation).await?;
@@ -131,7 +134,7 @@ impl Daemon {
     }
 
     /// What is about to be made, on one line.
-    fn spec_line(&self, request: &CreateVm, sizes: Sizes) -> String {
+    fn spec_line(&self, request: &CreateVm, sizes: Sizes, egress: &Egress) -> String {
         let mut parts: Vec<String> = request.name.iter().map(ToString::to_string).collect();
         parts.push(format!("image {}", request.image.as_ref().unwrap_or(&self.config.image)));
         parts.extend(request.kernel.iter().map(|kernel| format!("kernel {kernel}")));
@@ -142,8 +145,10 @@ impl Daemon {
         });
         parts.push(format!("{} memory", sizes.memory));
         parts.push(format!("{} disk", sizes.disk));
-        if request.nat {
-            parts.push("NAT".to_owned());
+        match egress {
+            Egress::None => {}
+            Egress::All => parts.push("NAT".to_owned()),
+            Egress::Allow(_) => parts.push(format!("egress {egress}")),
         }
         if request.ephemeral {
             parts.push("deleted when its session ends".to_owned());
@@ -225,7 +230,7 @@ impl Daemon {
                 config: image.config.clone(),
                 entrypoint,
                 place: None,
-                nat: request.nat,
+                egress: egress_of(request)?,
             };
             let mark = self.mark(&vm.id);
             let claims = plan::record_claims(&vm, &mark, *driver, image_file, &self.places);
@@ -290,6 +295,12 @@ impl Daemon {
             None => self.store.delete_vm(id).map_err(problems::store),
         }
     }
+}
+
+fn egress_of(request: &CreateVm) -> Result<Egress, Problem> {
+    let nat = request.nat.then_some(true);
+    let egress = Egress::of(nat, request.egress.clone()).map_err(|e| problems::egress(&e))?;
+    Ok(egress.unwrap_or_default())
 }
 
 /// It becomes a word of the kernel's command line.

@@ -21,7 +21,7 @@ pub mod stop;
 pub mod watch;
 
 use banger_api::vm::Vm;
-use banger_api::{Code, Problem, VmId, VmName};
+use banger_api::{Code, Egress, Problem, VmId, VmName};
 use banger_store::VmRecord;
 
 use crate::daemon::Daemon;
@@ -43,7 +43,8 @@ pub fn shown(record: VmRecord) -> Vm {
         memory_bytes: record.memory,
         disk_bytes: record.disk,
         address: record.place.map(|place| place.address),
-        nat: record.nat,
+        nat: record.egress == Egress::All,
+        egress: record.egress,
         ephemeral: record.ephemeral,
         created_at: record.created_at,
         started_at: record.started_at,

@@ -1,7 +1,7 @@
 //! The flags that say what a VM is made of, for `run` and `create`.
 
 use banger_api::vm::{CreateVm, Init};
-use banger_api::{ImageName, KernelName, Size, VmName};
+use banger_api::{Egress, ImageName, KernelName, Size, VmName};
 
 use crate::completion;
 
@@ -32,12 +32,16 @@ pub(crate) struct Spec {
     /// Let it reach the internet, and what else the host reaches, under the host's address
     #[arg(long)]
     nat: bool,
+    /// What it may reach beyond the host: none, all (the same as --nat), or allow: and domains, addresses and subnets, such as
+    /// allow:github.com,*.debian.org,203.0.113.0/24
+    #[arg(long, value_name = "POLICY", value_parser = Egress::parse)]
+    egress: Option<Egress>,
 }
 
 impl Spec {
     /// Of a VM that runs its image's program at each start, or only what it is told to.
     pub(crate) fn request(self, start: bool, ephemeral: bool, entrypoint: bool) -> CreateVm {
-        let Self { name, image, init, kernel, cpus, memory, disk, nat } = self;
+        let Self { name, image, init, kernel, cpus, memory, disk, nat, egress } = self;
         CreateVm {
             name,
             image,
@@ -48,6 +52,7 @@ impl Spec {
             init,
             entrypoint,
             nat,
+            egress,
             start,
             ephemeral,
         }
