@@ -9,6 +9,7 @@ pub mod channel;
 #[cfg(feature = "client")]
 pub mod client;
 pub mod daemon;
+pub mod egress;
 pub mod exec;
 pub mod folders;
 pub mod guest_net;
@@ -23,6 +24,7 @@ pub mod problem;
 pub mod size;
 pub mod vm;
 
+pub use egress::{Cidr, Egress};
 pub use folders::Folders;
 pub use guest_net::GuestNet;
 pub use ids::{ImageName, KernelName, NetworkName, OperationId, VmId, VmName, Zone};

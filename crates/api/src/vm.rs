@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::image::Config;
 use crate::ports::{HostPort, PublishedPort};
-use crate::{ImageName, KernelName, NetworkName, Problem, Size, VmId, VmName};
+use crate::{Egress, ImageName, KernelName, NetworkName, Problem, Size, VmId, VmName};
 
 /// Where a VM is in its life. Every state can be left by delete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,12 +65,15 @@ pub struct Vm {
     /// Its address in its network, for as long as there is the VM; absent when it has no network device.
     #[serde(default)]
     pub address: Option<Ipv4Addr>,
-    /// Its network leads beyond the host.
+    /// Its network leads beyond the host, everywhere: `egress` is all.
     #[serde(default)]
     pub nat: bool,
     /// Ports of the host's that lead to its own, while it runs.
     #[serde(default)]
     pub published: Vec<PublishedPort>,
+    /// What it may reach beyond the host.
+    #[serde(default)]
+    pub egress: Egress,
     /// Deleted when the session that made it ends.
     pub ephemeral: bool,
     pub created_at: Timestamp,
@@ -117,10 +120,12 @@ pub struct CreateVm {
     pub entrypoint: bool,
     /// The network that it is in, for as long as there is the VM; `default` when absent.
     pub network: Option<NetworkName>,
-    /// Let it reach what the host reaches, under the host's address.
+    /// The same as `egress` all.
     pub nat: bool,
     /// Ports of the host's that lead to its own. One with port 0 gets a free one, which it keeps.
     pub published: Vec<PublishedPort>,
+    /// What it may reach beyond the host, under the host's address; nothing when absent.
+    pub egress: Option<Egress>,
     pub start: bool,
     /// The VM goes when the connection of this request ends: the daemon keeps the stream open after `done`
     /// and deletes the VM when the client closes it.
@@ -131,11 +136,36 @@ pub struct CreateVm {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SetVm {
+    /// The same as `egress` all, or none.
     pub nat: Option<bool>,
     /// Ports that are published from now on.
     pub publish: Vec<PublishedPort>,
     /// Ports of the host's that are no longer; taken back before others are published.
     pub unpublish: Vec<HostPort>,
+    pub egress: Option<Egress>,
+}
+
+/// What a VM was refused beyond its host. GET /v1/vms/VM/refused has them, the earliest first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// When it was tried last.
+    pub at: Timestamp,
+    pub what: RefusedWhat,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RefusedWhat {
+    /// The address of a name.
+    Name(String),
+    Tcp {
+        address: Ipv4Addr,
+        port: u16,
+    },
+    Udp {
+        address: Ipv4Addr,
+        port: u16,
+    },
 }
 
 /// POST /v1/vms/VM/stop

@@ -1,9 +1,9 @@
 //! What VMs, images and kernels look like: a row in a list, or every field of one.
 
-use banger_api::Size;
 use banger_api::image::{Image, Kernel};
 use banger_api::network::Network;
 use banger_api::vm::Vm;
+use banger_api::{Egress, Size};
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -92,8 +92,11 @@ impl Shown for Vm {
         fields.extend(self.network.as_ref().map(|network| ("network", network.to_string())));
         fields.extend(self.address.map(|address| ("address", address.to_string())));
         if self.address.is_some() {
-            let beyond = if self.nat { "on: it reaches what the host reaches" } else { "off" };
-            fields.push(("nat", beyond.to_owned()));
+            let beyond = match &self.egress {
+                Egress::All => "all: it reaches what the host reaches".to_owned(),
+                other => other.to_string(),
+            };
+            fields.push(("egress", beyond));
         }
         fields.extend(ports(self).map(|ports| ("ports", ports)));
         if self.ephemeral {

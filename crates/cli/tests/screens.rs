@@ -48,7 +48,7 @@ memory   1 GiB
 disk     8 GiB
 network  default
 address  10.213.0.2
-nat      off
+egress   none
 created  [..] (2d ago)
 problem  cannot remove the disk
 try      delete it again
@@ -86,6 +86,30 @@ fn a_port_that_is_none_is_refused_with_the_rule_and_a_forward_needs_a_running_vm
     world.banger(&["vm", "forward", "db", "0:80"]).assert().code(1).stderr_eq(str![[r#"
 error: VM db is stopped
 try: `banger vm start db`
+
+"#]]);
+}
+
+#[test]
+fn what_a_vm_was_refused_is_a_line_each() {
+    World::with_daemon().banger(&["vm", "logs", "--network", "web"]).assert().code(0).stdout_eq(
+        str![[r#"
+2026-01-31T12:03:11Z  refused  name  evil.example
+2026-01-31T12:03:11Z  refused  tcp   203.0.113.9:443
+2026-01-31T12:03:11Z  refused  udp   203.0.113.9:53
+
+"#]],
+    );
+}
+
+#[test]
+fn what_is_no_policy_is_refused_before_anything_is_asked() {
+    let world = World::with_daemon();
+    let refused = world.banger(&["vm", "create", "--egress", "allow:GitHub.com"]).assert().code(2);
+    refused.stderr_eq(str![[r#"
+error: invalid value 'allow:GitHub.com' for '--egress <POLICY>': "GitHub.com" is no domain (lower-case letters, digits, `-` and `_` between dots, `*.` before it for all names below), no address and no subnet
+
+For more information, try '--help'.
 
 "#]]);
 }
@@ -322,7 +346,7 @@ fn a_detached_run_prints_the_vms_name() {
         .code(0)
         .stdout_eq("x: running\n");
     assert!(world.saw(
-        r#"POST /v1/vms {"name":"x","image":null,"kernel":null,"cpus":2,"memory_bytes":2147483648,"disk_bytes":null,"init":"auto","entrypoint":true,"network":null,"nat":false,"published":[],"start":true,"ephemeral":false}"#
+        r#"POST /v1/vms {"name":"x","image":null,"kernel":null,"cpus":2,"memory_bytes":2147483648,"disk_bytes":null,"init":"auto","entrypoint":true,"network":null,"nat":false,"egress":null,"published":[],"start":true,"ephemeral":false}"#
     ));
     let output = world.banger(&["vm", "run", "-d", "--format", "json"]).output().unwrap();
     let vm: banger_api::vm::Vm = serde_json::from_slice(&output.stdout).unwrap();
@@ -482,6 +506,9 @@ The VM:
   -p, --publish <PORT>   Lead a port of this host to one of its own while it runs:
                          [ADDRESS:]HOST:GUEST[/udp]; 127.0.0.1 if no address is given, the same port
                          for one number, a free one that it keeps for HOST 0
+      --egress <POLICY>  What it may reach beyond the host: none, all (the same as --nat), or allow:
+                         and domains, addresses and subnets, such as
+                         allow:github.com,*.debian.org,203.0.113.0/24
 
 The command:
   -t, --tty                Give it a terminal, even if stdin or stdout is none
@@ -506,6 +533,7 @@ Examples:
   banger vm run --rm --image alpine:3.20 -- ls /         an image of a registry
   banger vm run -d --name web --memory 2G               start it and come back
   banger vm run -p 8080:80                              127.0.0.1:8080 leads to its port 80
+  banger vm run --egress allow:github.com,*.debian.org   it reaches these names and nothing else
   tar c . | banger vm run --rm -w /tmp -- tar x         stdin goes to the command
 
 "#]]);

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use banger_api::vm::State;
-use banger_api::{Code, Problem, VmId, Zone};
+use banger_api::{Code, Egress, Problem, VmId, Zone};
 use banger_host::{Claim, DmSnapshot, Guard, Installation, Mac, Mark, Network, root};
 use banger_storage::Driver;
 use banger_store::VmRecord;
@@ -64,7 +64,7 @@ async fn plan_start(daemon: &Arc<Daemon>, operation: &Operation) -> Result<Start
         },
         address: Ipv4Addr::new(10, 213, 0, 2),
         mac: Mac::of(&mark),
-        nat: false,
+        egress: Egress::None,
         zone: Zone::default(),
     };
     let machine = plan::machine(
@@ -166,7 +166,7 @@ async fn default_vm(
         entrypoint: false,
         place: None,
         network: None,
-        nat: false,
+        egress: Egress::None,
         published: Vec::new(),
     };
     let boot = Boot {

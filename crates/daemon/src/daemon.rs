@@ -18,6 +18,7 @@ use tokio::sync::{OnceCell, Semaphore, watch};
 
 use crate::config::{Config, UidRange};
 use crate::dns::Dns;
+use crate::egress::Gates;
 use crate::host_facts::{self, HostFacts};
 use crate::making::Making;
 use crate::operations::Operations;
@@ -74,6 +75,8 @@ pub struct Daemon {
     /// Becomes true when the daemon is to end.
     pub ending: watch::Sender<bool>,
     pub dns: Dns,
+    /// Which names guests may ask for.
+    pub gates: Arc<Gates>,
     facts: OnceCell<HostFacts>,
     /// Set when this host was found to be able to give VMs network devices.
     pub(crate) network_abilities: OnceCell<()>,
@@ -105,6 +108,7 @@ impl Daemon {
             operations: Operations::new(Arc::clone(&store)),
             boots: Semaphore::new(config.boots_at_once),
             dns: Dns::new(&config.network.zone),
+            gates: Arc::new(Gates::new(Arc::clone(&host))),
             folders,
             config,
             store,

@@ -3,10 +3,10 @@
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use banger_api::Zone;
-use banger_dns::{Guests, Names, Sockets, Subnet, serve_authoritative, serve_guests};
+use banger_dns::{Gate, Guests, Names, Sockets, Subnet, serve_authoritative, serve_guests};
 use banger_host::Network;
 use banger_host::root::DNS_PORT;
 use tokio_util::sync::CancellationToken;
@@ -81,6 +81,11 @@ impl Daemon {
             tracing::warn!(%why, "the host will not be told the names of VMs");
         }
         // VMs that outlived the last daemon.
+        for vm in self.store.vms().unwrap_or_default() {
+            if let Some(place) = vm.place {
+                self.gates.learn(place.address, &self.mark(&vm.id), &vm.egress);
+            }
+        }
         for record in self.store.networks().unwrap_or_default() {
             if record.vms > 0
                 && let Err(why) = self.serve_network(&record.network)
@@ -97,7 +102,9 @@ impl Daemon {
     /// In a sentence: why not.
     pub(crate) fn serve_network(&self, network: &Network) -> Result<(), String> {
         let subnet = Subnet::new(network.gateway, network.prefix).map_err(|e| e.to_string())?;
-        self.dns.serve(network.gateway, Some(Guests::new(vec![subnet])))
+        let gate: Arc<dyn Gate> = self.gates.clone();
+        let guests = Guests { gate: Some(gate), ..Guests::new(vec![subnet]) };
+        self.dns.serve(network.gateway, Some(guests))
     }
 
     /// Brings the names up to date with the VMs that run.

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use banger_api::network::CreateNetwork;
-use banger_api::{Code, NetworkName, Problem, VmName, network};
+use banger_api::{Code, Egress, NetworkName, Problem, VmName, network};
 use banger_host::root::TakenSubnet;
 use banger_host::{MOST_NETWORKS, Mac, Network, root};
 use banger_store::{Deleted, NetworkRecord, Place, VmRecord};
@@ -220,12 +220,15 @@ impl Daemon {
                     network,
                     address: place.address,
                     mac: Mac::of(&self.mark(&vm.id)),
-                    nat: vm.nat,
+                    egress: vm.egress.clone(),
                     zone: self.config.network.zone.clone(),
                 }))
             }
-            Err(why) if vm.nat => Err(no_network("--nat", &why)
-                .remedy(format!("`banger vm set {} --nat off` lets it start without", vm.name))),
+            Err(why) if vm.egress != Egress::None => Err(no_network(flag_of(&vm.egress), &why)
+                .remedy(format!(
+                    "`banger vm set {} --egress none` lets it start without",
+                    vm.name
+                ))),
             Err(why) => {
                 operation.note(format!("{} has no network: {why}", vm.name));
                 Ok(None)
@@ -256,6 +259,11 @@ impl Daemon {
             vms,
         }
     }
+}
+
+/// The flag that gives a VM this way out.
+pub(crate) fn flag_of(egress: &Egress) -> &'static str {
+    if *egress == Egress::All { "--nat" } else { "--egress" }
 }
 
 /// Why what needs a network cannot be.

@@ -2,6 +2,7 @@
 
 use std::io::ErrorKind;
 
+use banger_api::egress::EgressError;
 use banger_api::{Code, Problem};
 use banger_dns::BindError;
 use banger_host::HostError;
@@ -52,6 +53,11 @@ pub(crate) fn host(error: &HostError) -> Problem {
         ErrorKind::TimedOut => problem(Code::Timeout),
         _ => problem(Code::Internal),
     }
+}
+
+/// What somebody wants a VM to reach, and is no policy.
+pub(crate) fn egress(error: &EgressError) -> Problem {
+    Problem::new(Code::Invalid, error.to_string())
 }
 
 pub(crate) fn no_vm(reference: &str) -> Problem {

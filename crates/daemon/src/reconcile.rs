@@ -132,15 +132,14 @@ impl Daemon {
         vm: &VmRecord,
         operation: &Operation,
     ) -> Result<(), Problem> {
-        let id = vm.id.clone();
+        let vm_now = vm.clone();
         let made = self.blocking(move |daemon| {
-            let recorded = daemon.store.claims(&id).map_err(problems::store)?;
-            let rules = recorded
-                .into_iter()
-                .map(|row| row.claim)
-                .filter(|claim| matches!(claim, Claim::Guard(_) | Claim::Nat(_)));
+            let recorded = daemon.store.claims(&vm_now.id).map_err(problems::store)?;
+            let rules =
+                recorded.into_iter().map(|row| row.claim).filter(|c| matches!(c, Claim::Guard(_)));
             let rules: Vec<Claim> = rules.collect();
-            ledger::acquire(daemon.host.as_ref(), &rules).map_err(|e| problems::host(&e))
+            ledger::acquire(daemon.host.as_ref(), &rules).map_err(|e| problems::host(&e))?;
+            daemon.egress_again(&vm_now)
         });
         // Without them it reaches nothing; that is no reason to leave it unadopted.
         if let Err(problem) = made.await? {

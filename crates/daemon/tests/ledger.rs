@@ -3,6 +3,7 @@
 //! machine as root with a real Firecracker in its jailer; and in the test host, which has all that a plan may hold.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
@@ -10,11 +11,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use banger_api::vm::State;
-use banger_api::{ImageName, KernelName, Size, VmId, VmName, Zone};
+use banger_api::{Egress, ImageName, KernelName, Size, VmId, VmName, Zone};
 use banger_host::root::{self, RootPlaces};
 use banger_host::{
-    Cgroup, Claim, Held, Host, HostError, LocalHost, Mac, Mark, Network, Places, Root, StateFile,
-    VmSocket, Watched,
+    Cgroup, Claim, Denied, Held, Host, HostError, LocalHost, Mac, Mark, Network, Places, Root,
+    StateFile, VmSocket, Watched,
 };
 use banger_storage::{DmSnapshot, Driver, Overlay};
 use banger_store::{Store, VmRecord};
@@ -92,6 +93,19 @@ impl Host for Either {
     fn connect(&self, mark: &Mark, socket: &VmSocket) -> Result<UnixStream, HostError> {
         self.0.connect(mark, socket)
     }
+
+    fn open(
+        &self,
+        mark: &Mark,
+        addresses: &BTreeSet<Ipv4Addr>,
+        seconds: u32,
+    ) -> Result<(), HostError> {
+        self.0.open(mark, addresses, seconds)
+    }
+
+    fn denied(&self, mark: &Mark) -> Result<Vec<Denied>, HostError> {
+        self.0.denied(mark)
+    }
 }
 
 /// A VM that is recorded, with its plan, on a host; and the folder of its database.
@@ -141,7 +155,7 @@ impl World {
             },
             address: Ipv4Addr::new(10, 213, 0, 2),
             mac: Mac::of(&mark),
-            nat: true,
+            egress: Egress::All,
             zone: Zone::default(),
         });
         let machine = plan::machine(&vm, &mark, driver, &boot, &places, uids, network);
@@ -291,7 +305,7 @@ fn vm() -> VmRecord {
         entrypoint: false,
         place: None,
         network: None,
-        nat: false,
+        egress: Egress::None,
         published: Vec::new(),
     }
 }

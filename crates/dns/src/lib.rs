@@ -13,6 +13,7 @@
 //! The wire format is the library's; here are the rules of who is answered what.
 
 mod forward;
+mod gate;
 mod limits;
 mod names;
 #[doc(hidden)]
@@ -23,6 +24,7 @@ mod sockets;
 mod subnet;
 mod upstreams;
 
+pub use gate::{Gate, Judgement, LONGEST_S};
 pub use names::{NameError, Names};
 pub use server::{Guests, serve_authoritative, serve_guests};
 pub use sockets::{BindError, Sockets};

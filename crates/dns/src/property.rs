@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use domain::base::iana::Rcode;
 use domain::base::{Header, Message};
 
+use crate::gate::{LONGEST_S, addresses};
 use crate::names::Names;
 use crate::respond::{Asker, Reply, Transport, Verdict, respond};
 use crate::subnet::Subnet;
@@ -51,7 +52,10 @@ pub fn holds(packet: &[u8], names: &Names) {
                     let id = header.id();
                     header.set_qr(true);
                     assert_ne!(query.judge(id, &echoed), Verdict::NotOurs);
-                    for reply in [query.relay(echoed), query.failed()] {
+                    if let Some(found) = addresses(&mut echoed.clone()) {
+                        assert!(found.iter().all(|(_, seconds)| *seconds <= LONGEST_S));
+                    }
+                    for reply in [query.relay(echoed), query.failed(), query.blocked()] {
                         let Reply::Now(answer) = reply else { panic!("{reply:?}") };
                         is_an_answer(packet, &answer, transport);
                     }

@@ -5,11 +5,11 @@
 
 use std::net::Ipv4Addr;
 
-use domain::base::iana::{Class, Opcode, OptRcode, Rcode, Rtype};
+use domain::base::iana::{Class, ExtendedErrorCode, Opcode, OptRcode, Rcode, Rtype};
 use domain::base::message_builder::{
     AdditionalBuilder, AnswerBuilder, PushError, QuestionBuilder, StaticCompressor,
 };
-use domain::base::opt::{Opt, OptRecord};
+use domain::base::opt::{ExtendedError, Opt, OptRecord};
 use domain::base::rdata::ComposeRecordData;
 use domain::base::{Header, HeaderSection, Message, MessageBuilder, Name, Serial, ToName, Ttl};
 use domain::rdata::{A, Ns, Ptr, Soa};
@@ -359,6 +359,30 @@ fn soa<N: Clone + ToName>(apex: N, serial: u32) -> impl ComposeRecordData {
 
 /// To and from the host's nameservers.
 impl Query {
+    /// The name as [`crate::Gate`] is told it.
+    pub(crate) fn plain_name(&self) -> String {
+        self.name.to_string().to_ascii_lowercase()
+    }
+
+    /// The answer that this is not for the asker to know.
+    pub(crate) fn blocked(&self) -> Reply {
+        let message = self.begin().and_then(|message| {
+            let mut message = message.additional();
+            message.header_mut().set_rcode(Rcode::REFUSED);
+            message.clear_push_limit();
+            if let Some(edns) = self.edns {
+                message.opt(|opt| {
+                    opt.set_udp_payload_size(PAYLOAD);
+                    opt.set_dnssec_ok(edns.dnssec_ok);
+                    opt.push(&ExtendedError::<Vec<u8>>::from(ExtendedErrorCode::BLOCKED))?;
+                    Ok(())
+                })?;
+            }
+            Ok(message.finish().into_target())
+        });
+        message.map_or(Reply::Silence, Reply::Now)
+    }
+
     /// The answer that no nameserver gave one, or that too many queries are under way.
     pub(crate) fn failed(&self) -> Reply {
         self.coded(OptRcode::SERVFAIL)

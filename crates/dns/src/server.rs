@@ -19,6 +19,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::forward::Forwarder;
+use crate::gate::{self, Gate, Judgement};
 use crate::limits::{Limits, Permit};
 use crate::names::Names;
 use crate::respond::{Asker, Query, Reply, Transport, respond};
@@ -58,6 +59,8 @@ pub struct Guests {
     /// a socket per nameserver, three at most, of the descriptors that the process may have.
     pub most_queries: usize,
     pub most_queries_per_client: usize,
+    /// Who may ask for which other name. Everybody for all without one.
+    pub gate: Option<Arc<dyn Gate>>,
 }
 
 impl Guests {
@@ -72,6 +75,7 @@ impl Guests {
             deadline: Duration::from_secs(5),
             most_queries: 128,
             most_queries_per_client: 32,
+            gate: None,
         }
     }
 }
@@ -121,7 +125,15 @@ struct ForGuests {
 enum Outcome {
     Nothing,
     Send(Vec<u8>),
-    Forward(Box<Query>, Permit),
+    Forward(Admitted),
+}
+
+/// A query that is on its way to nameservers.
+struct Admitted {
+    query: Box<Query>,
+    permit: Permit,
+    /// Who asks, if the gate is to see the answer.
+    watched: Option<Ipv4Addr>,
 }
 
 impl Service {
@@ -150,17 +162,39 @@ impl Service {
     }
 
     fn admit(&self, query: Box<Query>, client: IpAddr) -> Outcome {
-        let permit = self.guests.as_ref().and_then(|guests| guests.forwarder.admit(client));
-        match permit {
-            Some(permit) => Outcome::Forward(query, permit),
+        let Some(guests) = &self.guests else { return sent(query.failed()) };
+        let watched = match (&guests.settings.gate, client) {
+            (None, _) => None,
+            (Some(gate), IpAddr::V4(guest)) => match gate.judge(guest, &query.plain_name()) {
+                Judgement::Free => None,
+                Judgement::Watched => Some(guest),
+                Judgement::Refused => return sent(query.blocked()),
+            },
+            (Some(_), IpAddr::V6(_)) => return sent(query.blocked()),
+        };
+        match guests.forwarder.admit(client) {
+            Some(permit) => Outcome::Forward(Admitted { query, permit, watched }),
             None => sent(query.failed()),
         }
     }
 
     /// The answer to a query that was admitted.
-    async fn ask(&self, query: &Query, permit: Permit) -> Option<Vec<u8>> {
+    async fn ask(&self, admitted: Admitted) -> Option<Vec<u8>> {
+        let Admitted { query, permit, watched } = admitted;
         let guests = self.guests.as_ref()?;
-        let reply = guests.forwarder.ask(query).await;
+        let mut reply = guests.forwarder.ask(&query).await;
+        if let (Some(gate), Some(guest), Reply::Now(answer)) =
+            (&guests.settings.gate, watched, &mut reply)
+        {
+            let may_have_it = match gate::addresses(answer) {
+                Some(found) if found.is_empty() => true,
+                Some(found) => gate.answered(guest, &query.plain_name(), &found).await,
+                None => false,
+            };
+            if !may_have_it {
+                reply = query.failed();
+            }
+        }
         drop(permit);
         match reply {
             Reply::Now(answer) => Some(answer),
@@ -211,10 +245,10 @@ async fn serve_udp(socket: UdpSocket, service: &Arc<Service>) {
         match service.handle(&packet[..length], client.ip(), Transport::Udp) {
             Outcome::Nothing => {}
             Outcome::Send(answer) => send(&socket, &answer, client),
-            Outcome::Forward(query, permit) => {
+            Outcome::Forward(admitted) => {
                 let (socket, service) = (Arc::clone(&socket), Arc::clone(service));
                 forwards.spawn(async move {
-                    if let Some(answer) = service.ask(&query, permit).await {
+                    if let Some(answer) = service.ask(admitted).await {
                         send(&socket, &answer, client);
                     }
                 });
@@ -302,10 +336,10 @@ async fn read_queries(
             // A message that is no query: whoever sends it speaks something else.
             Outcome::Nothing => break,
             Outcome::Send(answer) => drop(place.send(answer)),
-            Outcome::Forward(query, permit) => {
+            Outcome::Forward(admitted) => {
                 let service = Arc::clone(service);
                 forwards.spawn(async move {
-                    if let Some(answer) = service.ask(&query, permit).await {
+                    if let Some(answer) = service.ask(admitted).await {
                         drop(place.send(answer));
                     }
                 });

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::os::fd::AsFd;
 use std::sync::OnceLock;
 
@@ -73,12 +73,21 @@ impl Outside {
     /// A server there that tells each of its first `clients` who it is, by its address. Gives its port.
     #[must_use]
     pub fn serve(&self, clients: usize) -> u16 {
-        let namespace = File::open(format!("/run/netns/{}", self.name)).unwrap();
-        let begun = std::thread::spawn(move || {
-            enter_namespace(&namespace);
-            TcpListener::bind((Self::ADDRESS, 0)).unwrap()
-        });
-        let listener = begun.join().unwrap();
+        self.serve_at(Self::ADDRESS, clients)
+    }
+
+    /// Another address of that machine.
+    pub fn add_address(&self, address: &str) {
+        run(
+            "ip",
+            &["-netns", &self.name, "address", "add", &format!("{address}/24"), "dev", "cable"],
+        );
+    }
+
+    /// As [`Self::serve`], at one of its addresses.
+    #[must_use]
+    pub fn serve_at(&self, address: &'static str, clients: usize) -> u16 {
+        let listener = self.inside(move || TcpListener::bind((address, 0)).unwrap());
         let port = listener.local_addr().unwrap().port();
         std::thread::spawn(move || {
             for client in listener.incoming().take(clients) {
@@ -91,11 +100,51 @@ impl Outside {
         port
     }
 
+    /// A nameserver there, for as long as the test program runs: every name that ends with `.example` has the address that its
+    /// first label says, as `203-0-113-7.example` does, for a minute.
+    pub fn answer_names(&self) {
+        let socket = self.inside(|| UdpSocket::bind((Self::ADDRESS, 53)).unwrap());
+        std::thread::spawn(move || {
+            let mut packet = [0; 1232];
+            while let Ok((length, client)) = socket.recv_from(&mut packet) {
+                // Whoever has gone needs no answer.
+                drop(socket.send_to(&named(&packet[..length]), client));
+            }
+        });
+    }
+
+    fn inside<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        let namespace = File::open(format!("/run/netns/{}", self.name)).unwrap();
+        let worker = std::thread::spawn(move || {
+            enter_namespace(&namespace);
+            work()
+        });
+        worker.join().unwrap()
+    }
+
     /// Takes the cable away.
     pub fn disconnect(self) {
         run("ip", &["link", "delete", "cable"]);
         run("ip", &["netns", "delete", &self.name]);
     }
+}
+
+/// The answer to a query for the address of such a name (RFC 1035, 4.1), and NXDOMAIN to all else.
+fn named(query: &[u8]) -> Vec<u8> {
+    const HEADER: usize = 12;
+    let first = usize::from(query[HEADER]);
+    let label = String::from_utf8_lossy(&query[HEADER + 1..][..first]).replace('-', ".");
+    let name = query[HEADER..].iter().position(|&byte| byte == 0).unwrap();
+    let end = HEADER + name + 5;
+    let mut answer = query[..end].to_vec();
+    let address = label.parse::<Ipv4Addr>().ok().filter(|_| query[end - 3] == 1);
+    let (code, count) = if address.is_some() { (0x80, 1) } else { (0x83, 0) };
+    answer[2..HEADER].copy_from_slice(&[0x81, code, 0, 1, 0, count, 0, 0, 0, 0]);
+    if let Some(address) = address {
+        answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
+        answer.extend(address.octets());
+    }
+    answer
 }
 
 /// What a network consists of, as the programs that administer it say it. Counters and times are left out.

@@ -4,9 +4,11 @@
 //! What only the filesystem can tell (whose a file is, whether it is one) is judged where it is opened, on the open file:
 //! a name that was looked at may be another file a moment later.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::Ipv4Addr;
 
+use banger_api::egress::{MOST_ITEMS, is_public};
 use banger_host::helper_wire::Act;
 use banger_host::root::{DeviceSource, JailDevice, JailFile};
 use banger_host::{
@@ -38,6 +40,9 @@ const JAILERS_NAMES: [&str; 4] = ["firecracker", "dev", "run", "sys"];
 /// The most files, and the most devices, of one jail.
 const MOST_IN_JAIL: usize = 16;
 
+/// The most addresses that are opened to a VM at once.
+const MOST_OPENED: u64 = 256;
+
 const MIB: u64 = 1 << 20;
 const TIB: u64 = 1 << 40;
 /// What a VMM may need beside its guest's memory.
@@ -62,6 +67,11 @@ pub fn judge(act: &Act, policy: &Policy) -> Result<(), Refusal> {
                 format!("{name:?} is none of {}", SOCKETS.join(", "))
             })
         }
+        Act::Open { mark, addresses, seconds } => {
+            ours("mark", mark.installation(), policy)?;
+            judge_opening(addresses, *seconds)
+        }
+        Act::Denied { mark } => ours("mark", mark.installation(), policy),
     }
 }
 
@@ -83,9 +93,14 @@ fn judge_claim(claim: &Claim, policy: &Policy) -> Result<(), Refusal> {
             judge_network(network)?;
             vmms_user("claim.uid", *uid, policy)
         }
-        Claim::Nat(Nat { mark: _, network, address }) => {
+        Claim::Nat(Nat { mark: _, network, address, only }) => {
             judge_network(network)?;
-            vms_address(*address, network)
+            vms_address(*address, network)?;
+            // What one of them can be was judged when it was read: nothing of the host's own, loopback, link-local, multicast.
+            let count = only.as_ref().map_or(0, Vec::len);
+            rule(count <= MOST_ITEMS, "claim.only", || {
+                format!("{count} are more than {MOST_ITEMS}")
+            })
         }
         Claim::Jail(jail) => judge_jail(jail, policy),
         // Its log is not the helper's.
@@ -174,6 +189,20 @@ fn vms_address(address: Ipv4Addr, network: &Network) -> Result<(), Refusal> {
     rule(network.is_for_a_vm(address), "claim.address", || {
         format!("{address} is none of those of VMs in {}", network.subnet())
     })
+}
+
+/// Where a name may lead a guest: to public addresses of one machine each, not to the host's neighbours, and not for long.
+fn judge_opening(addresses: &BTreeSet<Ipv4Addr>, seconds: u32) -> Result<(), Refusal> {
+    let count = u64::try_from(addresses.len()).unwrap_or(u64::MAX);
+    between("addresses", count, 1, MOST_OPENED)?;
+    between("seconds", seconds.into(), 1, 3600)?;
+    match addresses.iter().find(|address| !is_public(**address)) {
+        Some(private) => Err(Refusal {
+            field: "addresses",
+            reason: format!("{private} is not a public address of one machine"),
+        }),
+        None => Ok(()),
+    }
 }
 
 /// What is made in a jail beside what the jailer makes there.

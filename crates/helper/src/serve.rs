@@ -1,7 +1,9 @@
 //! Takes requests from the daemon's socket, one a connection: who asks, what, whether it may be done; then it is done and
 //! answered. A thread for each, so that a slow one keeps nobody else waiting.
 
+use std::collections::BTreeSet;
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -9,7 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use banger_host::helper_wire::{self as wire, Act, Failure, Message, Reply};
-use banger_host::{Claim, Held, HostError, Mark, Root};
+use banger_host::{Claim, Denied, Held, HostError, Mark, Root};
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
@@ -58,6 +60,23 @@ pub trait Hands: Send + Sync + 'static {
     /// # Errors
     /// As [`Root::connect`].
     fn connect(&self, mark: &Mark, name: &str) -> Result<UnixStream, HostError>;
+
+    /// As [`Root::open`].
+    ///
+    /// # Errors
+    /// As [`Root::open`].
+    fn open(
+        &self,
+        mark: &Mark,
+        addresses: &BTreeSet<Ipv4Addr>,
+        seconds: u32,
+    ) -> Result<(), HostError>;
+
+    /// As [`Root::denied`].
+    ///
+    /// # Errors
+    /// As [`Root::denied`].
+    fn denied(&self, mark: &Mark) -> Result<Vec<Denied>, HostError>;
 }
 
 impl Hands for Root {
@@ -79,6 +98,19 @@ impl Hands for Root {
 
     fn connect(&self, mark: &Mark, name: &str) -> Result<UnixStream, HostError> {
         Root::connect(self, mark, name)
+    }
+
+    fn open(
+        &self,
+        mark: &Mark,
+        addresses: &BTreeSet<Ipv4Addr>,
+        seconds: u32,
+    ) -> Result<(), HostError> {
+        Root::open(self, mark, addresses, seconds)
+    }
+
+    fn denied(&self, mark: &Mark) -> Result<Vec<Denied>, HostError> {
+        Root::denied(self, mark)
     }
 }
 
@@ -206,6 +238,10 @@ impl<H: Hands> Service<H> {
             Act::Acquire { claim } => self.hands.acquire(claim, file).map(done),
             Act::Release { held } => self.hands.release(held).map(done),
             Act::Signal { mark, signal } => self.hands.signal(mark, (*signal).into()).map(done),
+            Act::Open { mark, addresses, seconds } => {
+                self.hands.open(mark, addresses, *seconds).map(done)
+            }
+            Act::Denied { mark } => Ok(Reply::Denied { denied: self.hands.denied(mark)? }.into()),
             Act::List {} => {
                 let replies = Reply::held(&self.hands.list()?);
                 Ok(Answer { replies, file: None })

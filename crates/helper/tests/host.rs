@@ -112,7 +112,7 @@ fn claims(world: &World, mark: &Mark) -> Vec<Claim> {
         Claim::Bridge { installation: mark().installation().clone(), network },
         Claim::Guard(Guard { mark: mark(), network, address, mac: Mac::of(&mark()) }),
         Claim::Tap(Tap { mark: mark(), uid: USER, network }),
-        Claim::Nat(Nat { mark: mark(), network, address }),
+        Claim::Nat(Nat { mark: mark(), network, address, only: None }),
         Claim::Jail(Jail {
             mark: mark(),
             uid: USER,

@@ -390,6 +390,62 @@ fn a_vm_has_an_address_of_its_network_that_is_nobody_elses() {
 }
 
 #[test]
+fn a_list_is_bounded_and_has_nothing_of_the_hosts_own() {
+    let listed = |only: Value| {
+        let mut claim = good("nat");
+        claim["only"] = only;
+        json!({ "do": "acquire", "claim": claim })
+    };
+    let many = |count: u8| json!((0..count).map(|n| format!("203.0.113.{n}")).collect::<Vec<_>>());
+    for good in [json!(["203.0.113.0/24", "10.0.0.0/8"]), json!([]), many(64)] {
+        judge(&act(&listed(good)), &policy()).unwrap();
+    }
+    assert_eq!(refused(&act(&listed(many(65)))).field, "claim.only");
+    for bad in ["127.0.0.1", "0.0.0.0/0", "169.254.0.0/24", "224.0.0.0/4", "10.0.0.1/8", "name"] {
+        let request = json!({ "version": 1, "act": listed(json!([bad])) });
+        parse_request(request.to_string().as_bytes()).expect_err(bad);
+    }
+}
+
+#[test]
+fn a_name_opens_public_addresses_and_for_an_hour_at_most() {
+    let open = |addresses: &[&str], seconds: u32| {
+        let mark = mark("0").to_string();
+        act(&json!({ "do": "open", "mark": mark, "addresses": addresses, "seconds": seconds }))
+    };
+    judge(&open(&["203.0.113.7", "8.8.8.8"], 3600), &policy()).unwrap();
+    for private in [
+        "10.213.0.3",
+        "192.168.1.1",
+        "172.16.0.1",
+        "100.64.0.1",
+        "127.0.0.1",
+        "169.254.169.254",
+        "0.0.0.0",
+        "224.0.0.1",
+        "255.255.255.255",
+    ] {
+        let refusal = refused(&open(&["8.8.8.8", private], 60));
+        assert_eq!(refusal.field, "addresses", "{private}");
+    }
+    assert_eq!(refused(&open(&[], 60)).field, "addresses");
+    let many: Vec<String> = (0..257).map(|n| format!("8.8.{}.{}", n / 256, n % 256)).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    assert_eq!(refused(&open(&many, 60)).field, "addresses");
+    for seconds in [0, 3601] {
+        assert_eq!(refused(&open(&["8.8.8.8"], seconds)).field, "seconds");
+    }
+    for what in ["open", "denied"] {
+        let mut other = json!({ "do": what, "mark": "bg1111-00000000" });
+        if what == "open" {
+            other["addresses"] = json!(["8.8.8.8"]);
+            other["seconds"] = json!(60);
+        }
+        assert_eq!(refused(&act(&other)).field, "mark");
+    }
+}
+
+#[test]
 fn a_vm_has_the_hardware_address_of_its_mark() {
     for mac in [
         Mac::of(&mark("1")).to_string(),

@@ -63,7 +63,7 @@ fn real_claims_are_made_found_and_released() {
             Claim::Bridge { installation: world.installation.clone(), network },
             Claim::Guard(Guard { mark: mark.clone(), network, address, mac: Mac::of(&mark) }),
             Claim::Tap(Tap { mark: mark.clone(), uid: UID + 3, network }),
-            Claim::Nat(Nat { mark: mark.clone(), network, address }),
+            Claim::Nat(Nat { mark: mark.clone(), network, address, only: None }),
         ];
         for claim in claims.iter().chain(&claims) {
             host.acquire(claim).unwrap_or_else(|error| panic!("{}", chain(&error)));
@@ -109,7 +109,7 @@ fn a_helper_that_is_killed_between_two_claims_is_followed_by_one_that_goes_on() 
         let (network, address) = network();
         let bridge = Claim::Bridge { installation: world.installation.clone(), network };
         let tap = Claim::Tap(Tap { mark: mark.clone(), uid: UID, network });
-        let nat = Claim::Nat(Nat { mark: mark.clone(), network, address });
+        let nat = Claim::Nat(Nat { mark: mark.clone(), network, address, only: None });
         for act in [
             &(|| host.acquire(&bridge)) as &dyn Fn() -> _,
             &|| host.acquire(&tap),

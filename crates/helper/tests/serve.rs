@@ -6,6 +6,7 @@
 mod support;
 
 use std::io::{self, ErrorKind, Read};
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::sync::mpsc;
@@ -66,12 +67,21 @@ fn what_the_daemon_asks_is_done_and_answered() {
     let mut text = String::new();
     socket.read_to_string(&mut text).unwrap();
     assert_eq!(text, "hello from the socket");
+    host.open(&mark, &[Ipv4Addr::new(203, 0, 113, 7)].into(), 60).unwrap();
+    let denied = host.denied(&mark).unwrap();
+    assert_eq!(
+        denied.iter().map(|denied| (denied.ago_s, denied.port)).collect::<Vec<_>>(),
+        [(7, 443)]
+    );
+    host.open(&mark, &[Ipv4Addr::new(10, 0, 0, 1)].into(), 60).unwrap_err();
     assert_eq!(
         world.hands.log(),
         [
             "acquire the tap of VM bg0000-00000001",
             "release the tap of VM bg0000-00000001",
             "connect bg0000-00000001 api.sock",
+            "open bg0000-00000001 {203.0.113.7} 60",
+            "denied bg0000-00000001",
         ]
     );
 }

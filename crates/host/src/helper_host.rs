@@ -1,7 +1,9 @@
 //! A daemon's host where the daemon is not root: what needs no root is done in this process, the rest by root's helper,
 //! asked over its socket. Decides nothing else: the helper judges what it is asked.
 
+use std::collections::BTreeSet;
 use std::io::{self, ErrorKind};
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -12,7 +14,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 use rustix::process::Signal;
 
 use crate::helper_wire::{self as wire, Act, Message, Reply, VmmSignal};
-use crate::{Claim, Held, Host, HostError, LocalHost, Mark, VmSocket, Watched, root};
+use crate::{Claim, Denied, Held, Host, HostError, LocalHost, Mark, VmSocket, Watched, root};
 
 /// The helper's own deadlines are shorter (20 s for a large guest's end): after this long it does not answer at all.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(60);
@@ -48,6 +50,7 @@ impl HelperHost {
             Reply::Done {} => Ok(files.pop()),
             Reply::Failed(failure) => Err(failure.into()),
             Reply::Held { .. } => Err(failed(nonsense("it lists what is held"))),
+            Reply::Denied { .. } => Err(failed(nonsense("it tells what was refused"))),
         }
     }
 
@@ -67,7 +70,9 @@ impl HelperHost {
                     }
                 }
                 Reply::Failed(failure) => return Err(failure.into()),
-                Reply::Done {} => return Err(failed(nonsense("it lists nothing"))),
+                Reply::Done {} | Reply::Denied { .. } => {
+                    return Err(failed(nonsense("it lists nothing")));
+                }
             }
         }
     }
@@ -158,6 +163,29 @@ impl Host for HelperHost {
         let connected = self.ask(&act, &[])?;
         let absent = || HostError::new(act.describe(), nonsense("the connection is missing"));
         connected.map(UnixStream::from).ok_or_else(absent)
+    }
+
+    fn open(
+        &self,
+        mark: &Mark,
+        addresses: &BTreeSet<Ipv4Addr>,
+        seconds: u32,
+    ) -> Result<(), HostError> {
+        let act = Act::Open { mark: mark.clone(), addresses: addresses.clone(), seconds };
+        self.ask(&act, &[]).map(drop)
+    }
+
+    fn denied(&self, mark: &Mark) -> Result<Vec<Denied>, HostError> {
+        let act = Act::Denied { mark: mark.clone() };
+        let failed = |cause: io::Error| HostError::new(act.describe(), cause);
+        let end = Instant::now() + self.deadline;
+        let connection = self.request(&act, &[])?;
+        let message = next(&connection, end).map_err(failed)?;
+        match understood(&message.bytes).map_err(failed)? {
+            Reply::Denied { denied } => Ok(denied),
+            Reply::Failed(failure) => Err(failure.into()),
+            Reply::Done {} | Reply::Held { .. } => Err(failed(nonsense("nothing of refusals"))),
+        }
     }
 }
 

@@ -8,9 +8,11 @@
 //! Who reads refuses what it does not know: an unknown field, another version, a message that is cut off, bytes after its
 //! end, more open files than belong to it.
 
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -23,7 +25,7 @@ use rustix::net::{
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
-use crate::{Claim, Held, HostError, Mark};
+use crate::{Claim, Denied, Held, HostError, Mark};
 
 /// Of what is said here. A daemon and a helper of different versions refuse each other by name.
 pub const VERSION: u32 = 1;
@@ -49,6 +51,10 @@ pub enum Act {
     Signal { mark: Mark, signal: VmmSignal },
     /// A connection to a socket in a jail; it is the open file of the reply.
     Connect { mark: Mark, name: String },
+    /// As [`crate::Host::open`].
+    Open { mark: Mark, addresses: BTreeSet<Ipv4Addr>, seconds: u32 },
+    /// As [`crate::Host::denied`].
+    Denied { mark: Mark },
 }
 
 impl Act {
@@ -61,6 +67,10 @@ impl Act {
             Act::List {} => "list what is held".to_owned(),
             Act::Signal { mark, .. } => format!("signal the VMM of {mark}"),
             Act::Connect { mark, name } => format!("connect to {name:?} of VM {mark}"),
+            Act::Open { mark, addresses, .. } => {
+                format!("let VM {mark} reach {} addresses more", addresses.len())
+            }
+            Act::Denied { mark } => format!("look for what was refused to VM {mark}"),
         }
     }
 
@@ -71,7 +81,10 @@ impl Act {
             Act::Acquire { claim } => claim.held().mark().cloned(),
             Act::Release { held } => held.mark().cloned(),
             Act::List {} => None,
-            Act::Signal { mark, .. } | Act::Connect { mark, .. } => Some(mark.clone()),
+            Act::Signal { mark, .. }
+            | Act::Connect { mark, .. }
+            | Act::Open { mark, .. }
+            | Act::Denied { mark } => Some(mark.clone()),
         }
     }
 
@@ -127,6 +140,10 @@ pub enum Reply {
         held: Vec<Held>,
         /// Whether another reply follows.
         more: bool,
+    },
+    /// What was refused to a VM, the latest first; what fits one reply.
+    Denied {
+        denied: Vec<Denied>,
     },
     Failed(Failure),
 }
@@ -413,6 +430,8 @@ fn wait_for(socket: impl AsFd, event: PollFlags, end: Instant) -> io::Result<()>
 mod tests {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
+    use banger_api::Cidr;
+
     use super::*;
     use crate::{Guard, Installation, LoopRole, Mac, Nat, Network, Tap};
 
@@ -440,7 +459,17 @@ mod tests {
             Act::Acquire { claim: Claim::Bridge { installation, network } },
             Act::Acquire { claim: Claim::Guard(Guard { mark: mark(), network, address, mac }) },
             Act::Acquire { claim: Claim::Tap(Tap { mark: mark(), uid: 7, network }) },
-            Act::Acquire { claim: Claim::Nat(Nat { mark: mark(), network, address }) },
+            Act::Acquire { claim: Claim::Nat(Nat { mark: mark(), network, address, only: None }) },
+            Act::Acquire {
+                claim: Claim::Nat(Nat {
+                    mark: mark(),
+                    network,
+                    address,
+                    only: Some(vec![Cidr::parse("203.0.113.0/24").unwrap()]),
+                }),
+            },
+            Act::Open { mark: mark(), addresses: [[203, 0, 113, 7].into()].into(), seconds: 60 },
+            Act::Denied { mark: mark() },
             Act::Release { held: Held::Loop { mark: mark(), role: LoopRole::Disk } },
             Act::List {},
             Act::Signal { mark: mark(), signal: VmmSignal::Term },

@@ -27,7 +27,9 @@ pub mod state_file;
 pub mod tsc;
 mod vmm_process;
 
+use std::collections::BTreeSet;
 use std::io::PipeWriter;
+use std::net::Ipv4Addr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -40,7 +42,9 @@ pub use helper_host::HelperHost;
 pub use mark::{Installation, Mark};
 pub use network::{MOST_NETWORKS, Mac, Network};
 pub use process::Watched;
-pub use root::{Cgroup, DmSnapshot, Guard, Jail, JailedVmm, Loop, LoopRole, Nat, Root, Tap};
+pub use root::{
+    Cgroup, Denied, DmSnapshot, Guard, Jail, JailedVmm, Loop, LoopRole, Nat, Root, Tap,
+};
 pub use state_file::StateFile;
 pub use vmm_process::{VMM_FIRST_FD, Vmm};
 
@@ -307,6 +311,24 @@ pub trait Host: Send + Sync {
     /// # Errors
     /// When nobody listens there.
     fn connect(&self, mark: &Mark, socket: &VmSocket) -> Result<UnixStream, HostError>;
+
+    /// Lets the VM of this mark, whose way out leads where a list says ([`Nat::only`]), reach these addresses as well, for so
+    /// many seconds at least from now. It ends by itself, and with the way out.
+    ///
+    /// # Errors
+    /// When it has no such way out, or would have too many of them.
+    fn open(
+        &self,
+        mark: &Mark,
+        addresses: &BTreeSet<Ipv4Addr>,
+        seconds: u32,
+    ) -> Result<(), HostError>;
+
+    /// What was refused to the VM of this mark beyond the host within the last hour, the latest first.
+    ///
+    /// # Errors
+    /// When the rules cannot be looked at.
+    fn denied(&self, mark: &Mark) -> Result<Vec<Denied>, HostError>;
 }
 
 /// Where this installation keeps what its VMs hold.
@@ -509,6 +531,19 @@ impl Host for LocalHost {
                 self.root(&Held::Jail { mark: mark.clone() })?.connect(mark, name)
             }
         }
+    }
+
+    fn open(
+        &self,
+        mark: &Mark,
+        addresses: &BTreeSet<Ipv4Addr>,
+        seconds: u32,
+    ) -> Result<(), HostError> {
+        self.root(&Held::Nat { mark: mark.clone() })?.open(mark, addresses, seconds)
+    }
+
+    fn denied(&self, mark: &Mark) -> Result<Vec<Denied>, HostError> {
+        self.root(&Held::Guard { mark: mark.clone() })?.denied(mark)
     }
 }
 

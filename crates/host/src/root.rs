@@ -11,6 +11,9 @@ mod guard;
 mod ioctl;
 mod jail;
 mod jailed_vmm;
+mod lists;
+#[cfg(test)]
+mod lists_tests;
 mod loop_device;
 mod modules;
 mod nat;
@@ -24,6 +27,8 @@ mod tap;
 mod trusted;
 mod uevents;
 
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -38,7 +43,7 @@ pub use guard::Guard;
 pub use jail::{DeviceSource, Jail, JailDevice, JailFile};
 pub use jailed_vmm::JailedVmm;
 pub use loop_device::{Loop, LoopRole};
-pub use nat::Nat;
+pub use nat::{Denied, Nat};
 pub use rules::{DNS_PORT, for_one as rules_for_one};
 pub use tap::Tap;
 pub use trusted::trusted_program;
@@ -164,6 +169,27 @@ impl Root {
         held.sort();
         held.dedup();
         Ok(held)
+    }
+
+    /// As [`crate::Host::open`].
+    ///
+    /// # Errors
+    /// As [`crate::Host::open`].
+    pub fn open(
+        &self,
+        mark: &Mark,
+        addresses: &BTreeSet<Ipv4Addr>,
+        seconds: u32,
+    ) -> Result<(), HostError> {
+        nat::open(mark, addresses, seconds)
+    }
+
+    /// As [`crate::Host::denied`].
+    ///
+    /// # Errors
+    /// As [`crate::Host::denied`].
+    pub fn denied(&self, mark: &Mark) -> Result<Vec<Denied>, HostError> {
+        nat::denied(mark)
     }
 
     /// As [`crate::Host::signal`], for a jailed VMM.

@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use banger_api::image::Config;
 use banger_api::ports::PublishedPort;
 use banger_api::vm::State;
-use banger_api::{ImageName, KernelName, NetworkName, Problem, Size, VmId, VmName};
+use banger_api::{Egress, ImageName, KernelName, NetworkName, Problem, Size, VmId, VmName};
 use banger_host::{Claim, Life, Network};
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension, Row, Transaction, named_params, params};
@@ -52,8 +52,8 @@ pub struct VmRecord {
     pub place: Option<Place>,
     /// The name of that network, as it is read; what [`Store::insert_vm`] records is the place.
     pub network: Option<NetworkName>,
-    /// Whether its network leads beyond the host.
-    pub nat: bool,
+    /// What it may reach beyond the host.
+    pub egress: Egress,
     /// Ports of the host's that lead to its own while it runs.
     pub published: Vec<PublishedPort>,
 }
@@ -108,7 +108,7 @@ impl Store {
                 "INSERT INTO vms VALUES (:id, :name, :state, :image, :image_digest, :init, :kernel, :kernel_digest,
                  :cpus, :memory, :disk, :disk_driver, :ephemeral, :created_at, NULL, NULL, NULL, NULL,
                  (SELECT min(free.slot) FROM (SELECT 0 AS slot UNION ALL SELECT slot + 1 FROM vms) AS free
-                  WHERE free.slot NOT IN (SELECT slot FROM vms)), :config, :entrypoint, :network, :address, :nat)",
+                  WHERE free.slot NOT IN (SELECT slot FROM vms)), :config, :entrypoint, :network, :address, :egress)",
                 named_params! {
                     ":id": vm.id.as_str(),
                     ":name": vm.name.as_str(),
@@ -128,7 +128,7 @@ impl Store {
                     ":entrypoint": vm.entrypoint,
                     ":network": network.map(|network| network.number),
                     ":address": address,
-                    ":nat": vm.nat,
+                    ":egress": vm.egress.to_string(),
                 },
             )?;
             published::insert(t, &vm.id, &vm.published)?;
@@ -220,13 +220,21 @@ impl Store {
         })
     }
 
-    /// Whether its network leads beyond the host, and the claim of that when the VM runs: recorded before it is made.
+    /// What it may reach beyond the host, and the claim of that when the VM runs: recorded before it is made.
     ///
     /// # Errors
     /// When the database cannot be written.
-    pub fn set_nat(&self, id: &VmId, nat: bool, claim: Option<&Claim>) -> Result<(), StoreError> {
+    pub fn set_egress(
+        &self,
+        id: &VmId,
+        egress: &Egress,
+        claim: Option<&Claim>,
+    ) -> Result<(), StoreError> {
         self.transaction("record where the VM's network leads", |t| {
-            t.execute("UPDATE vms SET nat = ?2 WHERE id = ?1", params![id.as_str(), nat])?;
+            t.execute(
+                "UPDATE vms SET egress = ?2 WHERE id = ?1",
+                params![id.as_str(), egress.to_string()],
+            )?;
             insert_claims(t, id, claim.map(std::slice::from_ref).unwrap_or_default())
         })
     }
@@ -381,7 +389,7 @@ fn vm(row: &Row<'_>) -> rusqlite::Result<VmRecord> {
     Ok(VmRecord {
         place,
         network: optional_text(row, "network_name")?,
-        nat: row.get("nat")?,
+        egress: text(row, "egress")?,
         published: published::of_row(row)?,
         id: text(row, "id")?,
         name: text(row, "name")?,

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use banger_api::ports::PublishedPort;
 use banger_api::vm::State;
-use banger_api::{Code, ImageName, KernelName, NetworkName, Problem, Size, VmId, VmName};
+use banger_api::{Code, Egress, ImageName, KernelName, NetworkName, Problem, Size, VmId, VmName};
 use banger_host::{Claim, Installation, Mark, Nat, Network};
 use banger_store::{Deleted, Store, StoreError, VmRecord};
 use jiff::Timestamp;
@@ -40,7 +40,7 @@ fn vm(name: &str) -> VmRecord {
         entrypoint: false,
         place: None,
         network: None,
-        nat: false,
+        egress: Egress::None,
         published: Vec::new(),
     }
 }
@@ -270,11 +270,12 @@ fn what_lets_a_running_vm_out_is_recorded_before_it_is_made_and_forgotten_when_i
         mark: Mark::new(store.installation().clone(), vm.id.clone()),
         network: small(),
         address: Ipv4Addr::new(10, 0, 0, 2),
+        only: None,
     });
-    store.set_nat(&vm.id, true, Some(&claim)).unwrap();
+    store.set_egress(&vm.id, &Egress::All, Some(&claim)).unwrap();
     let rows = store.claims(&vm.id).unwrap();
     assert_eq!(rows.iter().map(|row| &row.claim).collect::<Vec<_>>(), [&claim]);
-    assert!(store.vm(&vm.id).unwrap().unwrap().nat);
+    assert_eq!(store.vm(&vm.id).unwrap().unwrap().egress, Egress::All);
     let failed = [(rows[0].sequence, "busy".to_owned())];
     store.end_partial_release(&vm.id, &[], &failed).unwrap();
     assert_eq!(store.claims(&vm.id).unwrap()[0].problem.as_deref(), Some("busy"));

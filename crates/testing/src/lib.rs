@@ -5,10 +5,11 @@
 //! machine, or [`MemoryHost`], which proves nothing about a machine and is quick.
 
 use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, MutexGuard};
 
-use banger_host::{Claim, Held, Host, HostError, Mark, VmSocket, Watched};
+use banger_host::{Claim, Denied, Held, Host, HostError, Mark, VmSocket, Watched};
 use rustix::process::Signal;
 
 /// What goes wrong at a call.
@@ -145,6 +146,19 @@ impl<H: Host> Host for Faulty<H> {
     fn connect(&self, mark: &Mark, socket: &VmSocket) -> Result<UnixStream, HostError> {
         self.host.connect(mark, socket)
     }
+
+    fn open(
+        &self,
+        mark: &Mark,
+        addresses: &BTreeSet<Ipv4Addr>,
+        seconds: u32,
+    ) -> Result<(), HostError> {
+        self.host.open(mark, addresses, seconds)
+    }
+
+    fn denied(&self, mark: &Mark) -> Result<Vec<Denied>, HostError> {
+        self.host.denied(mark)
+    }
 }
 
 /// A host that exists in memory only.
@@ -183,5 +197,13 @@ impl Host for MemoryHost {
 
     fn connect(&self, mark: &Mark, _socket: &VmSocket) -> Result<UnixStream, HostError> {
         Err(HostError::because(format!("connect to the VMM of {mark}"), "there are no processes"))
+    }
+
+    fn open(&self, _mark: &Mark, _: &BTreeSet<Ipv4Addr>, _seconds: u32) -> Result<(), HostError> {
+        Ok(())
+    }
+
+    fn denied(&self, _mark: &Mark) -> Result<Vec<Denied>, HostError> {
+        Ok(Vec::new())
     }
 }

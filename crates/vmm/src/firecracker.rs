@@ -340,7 +340,10 @@ mod tests {
             ),
             "{all:?}"
         );
-        assert_eq!(of_network(Some(NetworkDevice { nat: false, ..device })), all[..3]);
+        assert_eq!(
+            of_network(Some(NetworkDevice { egress: banger_api::Egress::None, ..device })),
+            all[..3]
+        );
         assert_eq!(of_network(None), []);
     }
 

@@ -1,5 +1,6 @@
 //! The machine that the tests of all VMMs plan for.
 
+use banger_api::Egress;
 use banger_api::Zone;
 use banger_host::{Mac, Mark, Network, StateFile};
 use banger_storage::Driver;
@@ -29,7 +30,7 @@ pub(crate) fn machine(driver: &dyn Driver) -> Machine {
             },
             address: [10, 213, 0, 2].into(),
             mac: Mac::of(&mark),
-            nat: true,
+            egress: Egress::All,
             zone: Zone::default(),
         }),
         log_limit_bytes: 1 << 20,

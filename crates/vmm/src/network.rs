@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use banger_api::{GuestNet, Zone};
+use banger_api::{Egress, GuestNet, Zone};
 use banger_host::{Claim, Guard, Mac, Mark, Nat, Network, Tap};
 
 /// The one network device of a VM.
@@ -12,8 +12,8 @@ pub struct NetworkDevice {
     /// The VM's own in the network.
     pub address: Ipv4Addr,
     pub mac: Mac,
-    /// Whether the VM has a way out of the host.
-    pub nat: bool,
+    /// What the VM may reach beyond the host.
+    pub egress: Egress,
     /// What the names of VMs end with.
     pub zone: Zone,
 }
@@ -21,17 +21,15 @@ pub struct NetworkDevice {
 impl NetworkDevice {
     /// In the order in which they are made: the rules are there before the device is. `uid` is the VMM's user, who opens
     /// the tap.
-    pub(crate) fn claims(&self, mark: &Mark, uid: u32) -> Vec<Claim> {
-        let Self { network, address, mac, nat, zone: _ } = *self;
-        let mark = || mark.clone();
+    pub(crate) fn claims(&self, mark_of: &Mark, uid: u32) -> Vec<Claim> {
+        let &Self { network, address, mac, ref egress, zone: _ } = self;
+        let mark = || mark_of.clone();
         let mut claims = vec![
             Claim::Bridge { installation: mark().installation().clone(), network },
             Claim::Guard(Guard { mark: mark(), network, address, mac }),
             Claim::Tap(Tap { mark: mark(), uid, network }),
         ];
-        if nat {
-            claims.push(Claim::Nat(Nat { mark: mark(), network, address }));
-        }
+        claims.extend(Nat::of(mark_of, network, address, egress).map(Claim::Nat));
         claims
     }
 

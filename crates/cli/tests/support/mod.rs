@@ -22,8 +22,8 @@ use banger_api::image::Config;
 use banger_api::operation::Event;
 use banger_api::vm::{self, Vm};
 use banger_api::{
-    Code, ImageName, KernelName, NetworkName, OperationId, Problem, Size, VERSION_HEADER, VmId,
-    VmName, version_line,
+    Code, Egress, ImageName, KernelName, NetworkName, OperationId, Problem, Size, VERSION_HEADER,
+    VmId, VmName, version_line,
 };
 use futures_util::{SinkExt, StreamExt};
 use hyper_util::rt::TokioIo;
@@ -225,6 +225,17 @@ pub(crate) fn resize(terminal: &impl std::os::fd::AsFd, rows: u16, columns: u16)
     rustix::termios::tcsetwinsize(terminal, size).unwrap();
 }
 
+async fn refused() -> Response<Body> {
+    let at = "2026-01-31T12:03:11.25Z";
+    let address = "203.0.113.9";
+    let refused = json!([
+        { "at": at, "what": { "name": "evil.example" } },
+        { "at": at, "what": { "tcp": { "address": address, "port": 443 } } },
+        { "at": at, "what": { "udp": { "address": address, "port": 53 } } },
+    ]);
+    json_reply(StatusCode::OK, &refused)
+}
+
 fn router(daemon: Daemon) -> Router {
     Router::new()
         .route("/v1/vms", get(list).post(create))
@@ -232,6 +243,7 @@ fn router(daemon: Daemon) -> Router {
         .route("/v1/vms/{vm}", get(show).delete(remove))
         .route("/v1/vms/{vm}/ports", get(ports))
         .route("/v1/vms/{vm}/logs", get(|| async { "one\ntwo\n" }))
+        .route("/v1/vms/{vm}/refused", get(refused))
         .route("/v1/vms/{vm}/exec", any(exec))
         .route("/v1/vms/{vm}/{act}", post(act))
         .route("/v1/images", get(|| async { json_reply(StatusCode::OK, &json!([])) }))
@@ -288,6 +300,7 @@ fn vm(name: &str, state: vm::State) -> Vm {
         address: Some(Ipv4Addr::new(10, 213, 0, 2)),
         nat: false,
         published: Vec::new(),
+        egress: Egress::None,
         ephemeral: false,
         created_at: jiff::Timestamp::now() - jiff::SignedDuration::from_hours(50),
         started_at: None,

@@ -67,6 +67,7 @@ fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/vms/{vm}/promote", post(artifacts::promote))
         .route("/v1/vms/{vm}/init", get(vms::init))
         .route("/v1/vms/{vm}/logs", get(logs::logs))
+        .route("/v1/vms/{vm}/refused", get(vms::refused))
         .route("/v1/vms/{vm}/exec", get(exec::exec))
         .route("/v1/vms/{vm}/ports", get(ports::ports))
         .route("/v1/vms/{vm}/connect", get(ports::connect))

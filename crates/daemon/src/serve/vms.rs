@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::Response;
 use banger_api::channel::InitState;
-use banger_api::vm::{CreateVm, KillVm, SetVm, State as VmState, StopVm, Vm};
+use banger_api::vm::{CreateVm, KillVm, Refused, SetVm, State as VmState, StopVm, Vm};
 use banger_api::{Code, Problem, VmId};
 use rustix::process::Signal;
 use tokio::sync::watch;
@@ -27,6 +27,10 @@ pub(super) async fn list(State(daemon): App) -> Answer<Vec<Vm>> {
 
 pub(super) async fn show(Found(vm): Found) -> Json<Vm> {
     Json(shown(vm))
+}
+
+pub(super) async fn refused(State(daemon): App, Found(vm): Found) -> Answer<Vec<Refused>> {
+    Ok(Json(daemon.refused(&vm).await?))
 }
 
 /// Create, and start if asked. For an ephemeral VM the stream is the session: when it closes, the VM goes.

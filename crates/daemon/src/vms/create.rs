@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use banger_api::vm::{CreateVm, Init, State};
-use banger_api::{Code, Problem, Size, VmId, VmName};
+use banger_api::{Code, Egress, Problem, Size, VmId, VmName};
 use banger_host::{StateFile, root, space};
 use banger_storage::{Able, Driver};
 use banger_store::{ImageRecord, KernelRecord, StoreError, VmRecord};
@@ -53,13 +53,18 @@ impl Daemon {
         operation: &Operation,
         made: impl FnOnce(&VmId),
     ) -> Result<VmRecord, Problem> {
+        let egress = egress_of(request)?;
         let sizes = self.judge(request)?;
-        operation.note(self.spec_line(request, sizes));
+        operation.note(self.spec_line(request, sizes, &egress));
         if let Some(name) = &request.name {
             self.refuse_taken(name)?;
         }
         let networks = self.networks_work().await;
-        for (flag, given) in [("--network", request.network.is_some()), ("--nat", request.nat)] {
+        let given = [
+            ("--network", request.network.is_some()),
+            (networks::flag_of(&egress), egress != Egress::None),
+        ];
+        for (flag, given) in given {
             if let (true, Err(why)) = (given, &networks) {
                 return Err(networks::no_network(flag, why)
                     .remedy(format!("leave {flag} away; `banger doctor` shows what is missing")));
@@ -138,7 +143,7 @@ impl Daemon {
     }
 
     /// What is about to be made, on one line.
-    fn spec_line(&self, request: &CreateVm, sizes: Sizes) -> String {
+    fn spec_line(&self, request: &CreateVm, sizes: Sizes, egress: &Egress) -> String {
         let mut parts: Vec<String> = request.name.iter().map(ToString::to_string).collect();
         parts.push(format!("image {}", request.image.as_ref().unwrap_or(&self.config.image)));
         parts.extend(request.kernel.iter().map(|kernel| format!("kernel {kernel}")));
@@ -150,8 +155,10 @@ impl Daemon {
         parts.push(format!("{} memory", sizes.memory));
         parts.push(format!("{} disk", sizes.disk));
         parts.extend(request.network.iter().map(|network| format!("network {network}")));
-        if request.nat {
-            parts.push("NAT".to_owned());
+        match egress {
+            Egress::None => {}
+            Egress::All => parts.push("NAT".to_owned()),
+            Egress::Allow(_) => parts.push(format!("egress {egress}")),
         }
         parts.extend(request.published.iter().map(|port| format!("port {port}")));
         if request.ephemeral {
@@ -237,7 +244,7 @@ impl Daemon {
                 entrypoint,
                 place: None,
                 network: None,
-                nat: request.nat,
+                egress: egress_of(request)?,
                 published: request.published.clone(),
             };
             let mark = self.mark(&vm.id);
@@ -303,6 +310,12 @@ impl Daemon {
             None => self.store.delete_vm(id).map_err(problems::store),
         }
     }
+}
+
+fn egress_of(request: &CreateVm) -> Result<Egress, Problem> {
+    let nat = request.nat.then_some(true);
+    let egress = Egress::of(nat, request.egress.clone()).map_err(|e| problems::egress(&e))?;
+    Ok(egress.unwrap_or_default())
 }
 
 /// It becomes a word of the kernel's command line.

@@ -33,6 +33,7 @@ impl Daemon {
         .await??;
         slot.channel.send_replace(None);
         self.slots.forget(id);
+        self.gates.forget(&self.mark(id));
         Ok(())
     }
 

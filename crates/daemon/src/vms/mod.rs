@@ -22,7 +22,7 @@ pub mod stop;
 pub mod watch;
 
 use banger_api::vm::Vm;
-use banger_api::{Code, Problem, VmId, VmName};
+use banger_api::{Code, Egress, Problem, VmId, VmName};
 use banger_store::VmRecord;
 
 use crate::daemon::Daemon;
@@ -45,7 +45,8 @@ pub fn shown(record: VmRecord) -> Vm {
         disk_bytes: record.disk,
         network: record.network,
         address: record.place.map(|place| place.address),
-        nat: record.nat,
+        nat: record.egress == Egress::All,
+        egress: record.egress,
         published: record.published,
         ephemeral: record.ephemeral,
         created_at: record.created_at,

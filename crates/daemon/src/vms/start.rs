@@ -68,6 +68,9 @@ impl Daemon {
         let driver = self.driver(vm)?;
         let uids = (self.jails() && vmm.api().is_some()).then_some(self.uids);
         let network = self.network_device(vm, operation).await?;
+        if let Some(place) = vm.place {
+            self.gates.begin(place.address, &mark, &vm.egress);
+        }
         let machine = plan::machine(vm, &mark, driver, &boot, &self.places, uids, network);
         if uids.is_some() && machine.uid.is_none() {
             return Err(no_uid(vm, self.uids));

@@ -7,6 +7,7 @@ pub(crate) mod installed;
 
 use std::collections::{BTreeSet, HashMap};
 use std::io::{self, Write};
+use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -15,7 +16,9 @@ use std::time::Duration;
 
 use banger_helper::policy::{Machine, Policy, Uids};
 use banger_helper::serve::{Hands, serve};
-use banger_host::{Claim, Held, HelperHost, HostError, Installation, LocalHost, Mark, Places};
+use banger_host::{
+    Claim, Denied, Held, HelperHost, HostError, Installation, LocalHost, Mark, Places,
+};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
 };
@@ -124,6 +127,21 @@ impl Hands for Noted {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         theirs.write_all(b"hello from the socket").unwrap();
         Ok(ours)
+    }
+
+    fn open(
+        &self,
+        mark: &Mark,
+        addresses: &BTreeSet<Ipv4Addr>,
+        seconds: u32,
+    ) -> Result<(), HostError> {
+        self.note(format!("open {mark} {addresses:?} {seconds}"), Some(mark))
+    }
+
+    fn denied(&self, mark: &Mark) -> Result<Vec<Denied>, HostError> {
+        self.note(format!("denied {mark}"), Some(mark))?;
+        let address = Ipv4Addr::new(203, 0, 113, 7);
+        Ok(vec![Denied { ago_s: 7, address, is_udp: false, port: 443 }])
     }
 }
 

@@ -1,17 +1,21 @@
 //! A VM's way out of the host: what it sends leaves under the host's address, and what answers it comes back
-//! ([`super::rules`]). An element of a set, made and undone while the VM runs, too.
+//! ([`super::rules`]). It leads anywhere, or where a list says ([`super::lists`]). An element of a set and what belongs to
+//! it, made and undone while the VM runs, too.
 //!
 //! The first one makes the host forward (`net.ipv4.ip_forward`), the last one's release makes that what it was: the table
 //! says so from before the change until after the change back, so that a crash in between changes nothing. Of several
 //! installations on one host each remembers it, and the last one with a way out changes it back.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
 
+use banger_api::{Cidr, Egress};
 use serde::{Deserialize, Serialize};
 
-use super::rules::{self, Before, INET, MEMORY, Rules};
+use super::lists::Attempt;
+use super::rules::{self, Before, INET, MEMORY, Rules, WayOut};
 use super::{netlink, nft};
 use crate::Held;
 use crate::error::HostError;
@@ -25,7 +29,38 @@ pub struct Nat {
     pub network: Network,
     /// The VM's.
     pub address: Ipv4Addr,
+    /// It leads to these, and to what is opened to it ([`crate::Host::open`]). Anywhere when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub only: Option<Vec<Cidr>>,
 }
+
+impl Nat {
+    /// What a VM holds for this policy; nothing where it may reach nothing.
+    #[must_use]
+    pub fn of(mark: &Mark, network: Network, address: Ipv4Addr, egress: &Egress) -> Option<Self> {
+        let only = match egress {
+            Egress::None => return None,
+            Egress::All => None,
+            Egress::Allow(list) => Some(list.subnets().to_vec()),
+        };
+        Some(Self { mark: mark.clone(), network, address, only })
+    }
+}
+
+/// What was refused to a VM beyond the host, the last time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Denied {
+    /// How long ago, in seconds.
+    pub ago_s: u32,
+    pub address: Ipv4Addr,
+    /// Over UDP, not TCP.
+    pub is_udp: bool,
+    pub port: u16,
+}
+
+/// The most of [`Denied`] that is told at once: what came last.
+const MOST_DENIED: usize = 512;
 
 /// Documentation/networking/ip-sysctl.rst. Writing it sets every device's own setting, and the next one to the opposite.
 const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
@@ -65,6 +100,33 @@ pub(super) fn list(rules: &Rules) -> impl Iterator<Item = Held> {
     rules.ways_out.keys().map(|mark| Held::Nat { mark: mark.clone() })
 }
 
+/// Lets a VM that has a list reach these addresses too, for so many seconds at least from now.
+pub(super) fn open(
+    mark: &Mark,
+    addresses: &BTreeSet<Ipv4Addr>,
+    seconds: u32,
+) -> Result<(), HostError> {
+    nft::open(mark, addresses, seconds).map_err(|e| {
+        let count = addresses.len();
+        HostError::new(format!("let VM {mark} reach {count} addresses more"), e)
+    })
+}
+
+/// What was refused to it lately, the last first.
+pub(super) fn denied(mark: &Mark) -> Result<Vec<Denied>, HostError> {
+    let found = nft::read(mark.installation())
+        .map_err(|e| HostError::new(format!("look for what was refused to VM {mark}"), e))?;
+    let Some((_, address)) = found.rules.guards.get(mark) else { return Ok(Vec::new()) };
+    let all = found.passing.denied_to(*address).map(|(ago_s, attempt)| {
+        let Attempt { address, is_udp, port } = *attempt;
+        Denied { ago_s, address, is_udp, port }
+    });
+    let mut all: Vec<Denied> = all.collect();
+    all.sort_by_key(|denied| denied.ago_s);
+    all.truncate(MOST_DENIED);
+    Ok(all)
+}
+
 /// Makes the host what it was when the last way out has gone. What somebody else has changed meanwhile stays.
 pub(super) fn settle(installation: &Installation, left: &Rules) -> io::Result<()> {
     if left.before.is_none() || !left.ways_out.is_empty() {
@@ -84,15 +146,21 @@ pub(super) fn settle(installation: &Installation, left: &Rules) -> io::Result<()
 }
 
 fn insert(rules: &mut Rules, claim: &Nat) -> io::Result<()> {
-    let other = rules
-        .ways_out
-        .iter()
-        .find(|(mark, address)| (*mark == &claim.mark) != (**address == claim.address));
-    if let Some((mark, address)) = other {
-        return Err(io::Error::other(format!("{address} has one already, as VM {mark}")));
+    let wanted = WayOut { address: claim.address, only: claim.only.as_deref().map(outermost) };
+    let other = rules.ways_out.iter().find(|(mark, there)| {
+        if **mark == claim.mark { **there != wanted } else { there.address == claim.address }
+    });
+    if let Some((mark, WayOut { address, .. })) = other {
+        return Err(io::Error::other(format!("{address} has another one already, as VM {mark}")));
     }
-    rules.ways_out.insert(claim.mark.clone(), claim.address);
+    rules.ways_out.insert(claim.mark.clone(), wanted);
     Ok(())
+}
+
+/// Those of them that are in no other one: a set of subnets has none twice.
+fn outermost(all: &[Cidr]) -> BTreeSet<Cidr> {
+    let is_outermost = |cidr: &&Cidr| !all.iter().any(|other| other != *cidr && other.covers(cidr));
+    all.iter().filter(is_outermost).copied().collect()
 }
 
 /// What another installation will make the host again.

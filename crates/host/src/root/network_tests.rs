@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
-use super::rules::{self, Before, Found, Rules};
+use super::rules::{self, Before, Found, Rules, WayOut};
 use super::{bridge, guard, nat, netlink, nft, tap};
 use super::{in_own_network, test_mark};
 use crate::mark::{Installation, Mark};
@@ -21,15 +21,15 @@ use crate::{Guard, Held, Nat, Tap, command};
 
 const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
 const ACCEPT_REDIRECTS: &str = "/proc/sys/net/ipv4/conf/all/accept_redirects";
-const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 213, 4, 1);
-const GUEST: Ipv4Addr = Ipv4Addr::new(10, 213, 4, 2);
-const OTHER_GUEST: Ipv4Addr = Ipv4Addr::new(10, 213, 4, 3);
-const HOST_OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
-const SERVER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+pub(super) const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 213, 4, 1);
+pub(super) const GUEST: Ipv4Addr = Ipv4Addr::new(10, 213, 4, 2);
+pub(super) const OTHER_GUEST: Ipv4Addr = Ipv4Addr::new(10, 213, 4, 3);
+pub(super) const HOST_OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+pub(super) const SERVER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 /// Long enough for any machine, and shorter than what waits for it is worth.
-const SOON: Duration = Duration::from_secs(10);
+pub(super) const SOON: Duration = Duration::from_secs(10);
 
-fn network() -> Network {
+pub(super) fn network() -> Network {
     Network { number: 0, gateway: GATEWAY, prefix: 22, mtu: 1500, peers: false }
 }
 
@@ -42,7 +42,7 @@ fn team() -> Network {
 const MEMBER: Ipv4Addr = Ipv4Addr::new(10, 213, 8, 2);
 const OTHER_MEMBER: Ipv4Addr = Ipv4Addr::new(10, 213, 8, 3);
 
-fn guard_of(mark: &Mark, address: Ipv4Addr) -> Guard {
+pub(super) fn guard_of(mark: &Mark, address: Ipv4Addr) -> Guard {
     guard_in(network(), mark, address)
 }
 
@@ -55,15 +55,15 @@ fn another(mark: &Mark) -> Mark {
     Mark::new(mark.installation().clone(), test_mark().vm().clone())
 }
 
-fn nat_of(mark: &Mark, address: Ipv4Addr) -> Nat {
-    Nat { mark: mark.clone(), network: network(), address }
+pub(super) fn nat_of(mark: &Mark, address: Ipv4Addr) -> Nat {
+    Nat { mark: mark.clone(), network: network(), address, only: None }
 }
 
-fn ip(line: &str) -> String {
+pub(super) fn ip(line: &str) -> String {
     command::run("ip", &line.split(' ').collect::<Vec<_>>()).unwrap()
 }
 
-fn ruleset() -> String {
+pub(super) fn ruleset() -> String {
     command::run("nft", &["list", "ruleset"]).unwrap()
 }
 
@@ -77,7 +77,7 @@ fn forwards() -> bool {
 }
 
 /// A host that does not forward, whatever this machine does.
-fn on_a_host(test: impl FnOnce() + Send) {
+pub(super) fn on_a_host(test: impl FnOnce() + Send) {
     in_own_network(|| {
         fs::write(IP_FORWARD, "0").unwrap();
         fs::write(ACCEPT_REDIRECTS, "1").unwrap();
@@ -87,7 +87,7 @@ fn on_a_host(test: impl FnOnce() + Send) {
 }
 
 /// A network namespace beside the host's.
-struct Beside(File);
+pub(super) struct Beside(File);
 
 impl Beside {
     fn new() -> Self {
@@ -102,7 +102,7 @@ impl Beside {
     }
 
     /// What is opened inside stays inside.
-    fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+    pub(super) fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let enter = || {
             let kind = Some(LinkNameSpaceType::Network);
             move_into_link_name_space(self.0.as_fd(), kind).unwrap();
@@ -122,7 +122,7 @@ impl Beside {
     }
 
     /// A guest of the bridge, behind a device that has the name of a tap.
-    fn guest(mark: &Mark, address: Ipv4Addr) -> Self {
+    pub(super) fn guest(mark: &Mark, address: Ipv4Addr) -> Self {
         Self::guest_in(network(), mark, address)
     }
 
@@ -141,7 +141,7 @@ impl Beside {
     }
 
     /// A server's network, which knows the way to guests.
-    fn world() -> Self {
+    pub(super) fn world() -> Self {
         let world = Self::new();
         world.connect("uplink", "02:00:00:00:00:77", &format!("{SERVER}/24"));
         ip(&format!("address add {HOST_OUTSIDE}/24 dev uplink"));
@@ -150,13 +150,13 @@ impl Beside {
         world
     }
 
-    fn listen(&self, address: Ipv4Addr) -> (TcpListener, SocketAddr) {
+    pub(super) fn listen(&self, address: Ipv4Addr) -> (TcpListener, SocketAddr) {
         let listener = self.inside(|| TcpListener::bind((address, 0)).unwrap());
         let at = listener.local_addr().unwrap();
         (listener, at)
     }
 
-    fn dial(&self, to: impl Into<SocketAddr>) -> Result<TcpStream, ErrorKind> {
+    pub(super) fn dial(&self, to: impl Into<SocketAddr>) -> Result<TcpStream, ErrorKind> {
         let to = to.into();
         self.inside(|| TcpStream::connect_timeout(&to, SOON)).map_err(|error| error.kind())
     }
@@ -180,7 +180,7 @@ fn what_was_made_is_listed_and_found_right_the_next_time() {
             ]
             .into(),
             peers: [(member.clone(), (1, MEMBER))].into(),
-            ways_out: [(mark.clone(), GUEST)].into(),
+            ways_out: [(mark.clone(), WayOut { address: GUEST, only: None })].into(),
             before: Some(Before { accepted_redirects: true, forwarding: [].into() }),
         };
         assert_eq!(found.rules, rules);
@@ -249,7 +249,7 @@ fn the_host_is_what_it_was_when_all_is_released() {
             bridge::acquire(mark.installation(), &network).unwrap();
             guard::acquire(&guard_in(network, mark, address)).unwrap();
             tap::acquire(&Tap { mark: mark.clone(), uid: 1_900_000_000, network }).unwrap();
-            nat::acquire(&Nat { mark: mark.clone(), network, address }).unwrap();
+            nat::acquire(&Nat { mark: mark.clone(), network, address, only: None }).unwrap();
         }
         assert!(forwards());
         for mark in [&mark, &member, &other, &other_member] {

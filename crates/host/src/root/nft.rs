@@ -1,16 +1,19 @@
 //! Our nftables tables on this machine: read and changed by nft(8), whose JSON needs no quoting and whose every run is one
 //! transaction.
 
+use std::collections::BTreeSet;
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Mutex;
 
+use banger_api::Cidr;
 use serde_json::Value;
 
-use super::rules::{self, Before, FAMILIES, Found, Rules};
+use super::rules::{self, Before, FAMILIES, Found, Rules, WayOut};
 use super::{netlink, tap, trusted_program};
 use crate::command;
-use crate::mark::Installation;
+use crate::mark::{Installation, Mark};
 
 /// What is there. Needs no nft where no table of ours is.
 pub(super) fn read(installation: &Installation) -> io::Result<Found> {
@@ -24,12 +27,13 @@ pub(super) fn read(installation: &Installation) -> io::Result<Found> {
     Ok(rules::read(installation, &listings))
 }
 
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
 /// Changes what is there, with nobody else of this process in between, and gives what it was made.
 pub(super) fn change(
     installation: &Installation,
     make: impl FnOnce(&mut Rules) -> io::Result<()>,
 ) -> io::Result<Rules> {
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _one_at_a_time = ONE_AT_A_TIME.lock().expect("nothing that holds this lock can panic");
     let found = read(installation)?;
     let mut wanted = found.rules.clone();
@@ -39,6 +43,16 @@ pub(super) fn change(
         run(&["-j", "-f", "-"], Some(&change))?;
     }
     Ok(wanted)
+}
+
+/// As [`rules::open`], with nobody else of this process in between.
+pub(super) fn open(mark: &Mark, addresses: &BTreeSet<Ipv4Addr>, seconds: u32) -> io::Result<()> {
+    let _one_at_a_time = ONE_AT_A_TIME.lock().expect("nothing that holds this lock can panic");
+    let found = read(mark.installation())?;
+    match rules::open(mark, &found, addresses, seconds).map_err(io::Error::other)? {
+        Some(change) => run(&["-j", "-f", "-"], Some(&change)).map(drop),
+        None => Ok(()),
+    }
 }
 
 /// Removes the tables when nothing needs them any more.
@@ -54,13 +68,17 @@ pub(super) fn ability() -> Result<(), String> {
         return Ok(());
     }
     let nobodys = Installation::parse("0000").expect("4 letters of the alphabet");
-    let vm = crate::Mark::parse("bg0000-00000000").expect("a mark");
+    let vm = Mark::parse("bg0000-00000000").expect("a mark");
     let before = Before { accepted_redirects: false, forwarding: ["lo".to_owned()].into() };
     let mut some = Rules { before: Some(before), ..Rules::default() };
     let address = [10, 213, 0, 2].into();
     some.guards.insert(vm.clone(), (crate::Mac::of(&vm), address));
+    let anywhere = WayOut { address, only: None };
+    let other = Mark::parse("bg0000-00000001").expect("a mark");
+    let only = [Cidr::parse("203.0.113.0/24").expect("a subnet")].into();
     some.peers.insert(vm.clone(), (0, address));
-    some.ways_out.insert(vm, address);
+    some.ways_out.insert(other, WayOut { address: [10, 213, 0, 3].into(), only: Some(only) });
+    some.ways_out.insert(vm, anywhere);
     let Some(change) = rules::change(&nobodys, &Found::default(), &some, false) else {
         return Ok(());
     };

@@ -14,9 +14,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
+use banger_api::Cidr;
 use serde_json::{Value, json};
 
 use super::Guard;
+use super::lists::{self, LISTED, Passing, SUBNETS};
 use crate::mark::{Installation, Mark};
 use crate::network::{Mac, bridge_name, bridge_number};
 
@@ -35,10 +37,19 @@ pub(super) struct Rules {
     /// Who reaches the others of its network: the number of that, and the VM's address.
     pub(super) peers: BTreeMap<Mark, (u8, Ipv4Addr)>,
     /// Whose packets leave the host.
-    pub(super) ways_out: BTreeMap<Mark, Ipv4Addr>,
+    pub(super) ways_out: BTreeMap<Mark, WayOut>,
     /// What the host was before the first way out, where it did not forward. Kept in the table, so that whoever undoes the
     /// last one knows.
     pub(super) before: Option<Before>,
+}
+
+/// What leaves the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct WayOut {
+    /// What the VM sends under this address.
+    pub(super) address: Ipv4Addr,
+    /// To these, none of which is in another, and to what names lead to; to anybody where it is `None`.
+    pub(super) only: Option<BTreeSet<Cidr>>,
 }
 
 /// Settings of a host that does not forward, which a host that does loses (`inet_forward_change` of the kernel's
@@ -62,6 +73,7 @@ impl Rules {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Found {
     pub(super) rules: Rules,
+    pub(super) passing: Passing,
     /// Whether there is a table of ours.
     pub(super) is_there: bool,
     /// Whether both tables say what this version writes.
@@ -85,7 +97,7 @@ pub(super) fn whose(table: &str) -> Option<Installation> {
 
 /// Reads what nft lists of our tables; one that is not there is missing.
 pub(super) fn read(installation: &Installation, listings: &[Value]) -> Found {
-    let mut rules = Rules::default();
+    let (mut rules, mut passing, mut subnets) = (Rules::default(), Passing::default(), Vec::new());
     let (mut objects, mut memories, mut forwarding) = (Vec::new(), Vec::new(), BTreeSet::new());
     let mut talkers = BTreeSet::new();
     for object in listings.iter().filter_map(|listing| listing["nftables"].as_array()).flatten() {
@@ -107,8 +119,15 @@ pub(super) fn read(installation: &Installation, listings: &[Value]) -> Found {
                 talkers.extend(names.filter_map(Value::as_str).filter_map(Mark::parse));
             }
             "set" => {
+                let name = body["name"].as_str().unwrap_or_default();
                 for element in body["elem"].as_array().into_iter().flatten() {
-                    read_element(element, &mut rules);
+                    match name {
+                        "subnets" => subnets.extend(lists::read_subnet(element)),
+                        "senders" | "ways_out" | "listed" => {
+                            read_element(name, element, &mut rules)
+                        }
+                        _ => passing.read(name, element),
+                    }
                 }
             }
             _ => {}
@@ -116,6 +135,9 @@ pub(super) fn read(installation: &Installation, listings: &[Value]) -> Found {
         let mut body = body.clone();
         for own in ["handle", "elem"] {
             body.as_object_mut().map(|body| body.remove(own));
+        }
+        if let Some(flags) = body.get_mut("flags") {
+            *flags = plain_flags(flags);
         }
         objects.push(json!({ kind: body }));
     }
@@ -127,18 +149,34 @@ pub(super) fn read(installation: &Installation, listings: &[Value]) -> Found {
     let agree = talkers.iter().eq(rules.peers.keys())
         && talkers.iter().all(|mark| rules.guards.contains_key(mark));
     rules.peers.retain(|mark, _| rules.guards.contains_key(mark));
-    let is_current = agree && objects == written(installation);
-    Found { rules, is_there: !listings.is_empty(), is_current }
+    let mut is_current = agree && objects == written(installation);
+    for (guest, cidr) in subnets {
+        let whose = rules.ways_out.values_mut().find(|way| way.address == guest);
+        match whose.and_then(|way| way.only.as_mut()) {
+            Some(only) => drop(only.insert(cidr)),
+            // Nobody's: nothing but writing all anew takes it away.
+            None => is_current = false,
+        }
+    }
+    Found { rules, passing, is_there: !listings.is_empty(), is_current }
+}
+
+/// As they are written here. Versions of nft differ in whether they say that rules change a set, and in whether one flag is in
+/// brackets.
+fn plain_flags(flags: &Value) -> Value {
+    let all = flags.as_array().cloned().unwrap_or_else(|| vec![flags.clone()]);
+    all.into_iter().filter(|flag| flag != "dynamic").collect()
 }
 
 /// `"10.213.0.2"` with a mark as its comment, or a bridge twice and an address with one, or a mark, a hardware address and an
 /// address.
-fn read_element(element: &Value, rules: &mut Rules) {
+fn read_element(set: &str, element: &Value, rules: &mut Rules) {
     let whole = &element["elem"];
     let mark = |text: &Value| text.as_str().and_then(Mark::parse);
     let address = |text: &Value| text.as_str().and_then(|text| text.parse().ok());
     if let (Some(mark), Some(address)) = (mark(&whole["comment"]), address(&whole["val"])) {
-        rules.ways_out.insert(mark, address);
+        let only = (set == LISTED[1]).then(BTreeSet::new);
+        rules.ways_out.insert(mark, WayOut { address, only });
         return;
     }
     let between = whole["val"]["concat"].as_array().map(Vec::as_slice);
@@ -174,7 +212,7 @@ pub(super) fn change(
         return Some(commands(without(installation)));
     }
     if !found.is_current {
-        return Some(commands(whole(installation, wanted)));
+        return Some(commands(whole(installation, wanted, &found.passing)));
     }
     let mut all = Vec::new();
     for (verb, from, to) in [("delete", there, wanted), ("add", wanted, there)] {
@@ -184,13 +222,38 @@ pub(super) fn change(
         let senders = elements(installation, &SENDERS, guards.map(sender).collect());
         let talkers = elements(installation, &TALKERS, peers.clone().map(talker).collect());
         let peers = elements(installation, &PEERS, peers.map(peer).collect());
-        let ways_out = elements(installation, &WAYS_OUT, ways_out.map(way_out).collect());
+        let ways_out = leaving(installation, ways_out);
         let before = from.before.iter().filter(|before| to.before.as_ref() != Some(before));
         let before = before.flat_map(|before| memory(installation, before));
-        let changed = [senders, talkers, peers, ways_out].into_iter().flatten().chain(before);
+        let elements = [senders, talkers, peers].into_iter().flatten().chain(ways_out);
+        let changed = elements.chain(before);
         all.extend(changed.map(|it| json!({ verb: it })));
     }
+    let closed = there.ways_out.iter().filter(|(mark, way)| wanted.ways_out.get(mark) != Some(way));
+    let closed = closed.map(|(_, way)| way.address).collect();
+    let gone = there.guards.iter().filter(|(mark, who)| wanted.guards.get(mark) != Some(who));
+    let gone = gone.map(|(_, (_, address))| *address).collect();
+    all.extend(found.passing.forget(installation, &closed, &gone));
     (!all.is_empty()).then(|| commands(all))
+}
+
+/// What opens addresses to a VM that has a list, for so many seconds; `None` when they are open for as long.
+///
+/// # Errors
+/// In a sentence, when it has no list, or too many addresses.
+pub(super) fn open(
+    mark: &Mark,
+    found: &Found,
+    addresses: &BTreeSet<Ipv4Addr>,
+    seconds: u32,
+) -> Result<Option<Value>, String> {
+    match found.rules.ways_out.get(mark) {
+        Some(WayOut { address, only: Some(_) }) => {
+            let opened = found.passing.open(mark.installation(), *address, addresses, seconds)?;
+            Ok(opened.map(commands))
+        }
+        _ => Err("it has no list of what it may reach".to_owned()),
+    }
 }
 
 /// What nft is told where nothing is yet, for one VM; and what undoes that, in nft's own language. For a measurement: claims
@@ -202,11 +265,11 @@ pub fn for_one(guard: &Guard) -> (Value, String) {
     rules.guards.insert(guard.mark.clone(), (guard.mac, guard.address));
     let table = table(installation);
     let undo = FAMILIES.map(|(family, _)| format!("delete table {family} {table}"));
-    (commands(whole(installation, &rules)), undo.join("; "))
+    (commands(whole(installation, &rules, &Passing::default())), undo.join("; "))
 }
 
 /// Everything anew: the old tables go in the same transaction, so that no packet passes between them.
-fn whole(installation: &Installation, rules: &Rules) -> Vec<Value> {
+fn whole(installation: &Installation, rules: &Rules, passing: &Passing) -> Vec<Value> {
     let mut all = without(installation);
     let table = table(installation);
     let tables =
@@ -214,9 +277,12 @@ fn whole(installation: &Installation, rules: &Rules) -> Vec<Value> {
     let senders = elements(installation, &SENDERS, rules.guards.iter().map(sender).collect());
     let talkers = elements(installation, &TALKERS, rules.peers.iter().map(talker).collect());
     let peers = elements(installation, &PEERS, rules.peers.iter().map(peer).collect());
-    let ways_out = elements(installation, &WAYS_OUT, rules.ways_out.iter().map(way_out).collect());
+    let ways_out = leaving(installation, rules.ways_out.iter());
+    let listed = rules.ways_out.values().filter(|way| way.only.is_some());
+    let kept = passing.kept(installation, &listed.map(|way| way.address).collect());
     let before = rules.before.iter().flat_map(|before| memory(installation, before));
-    let contents = [senders, talkers, peers, ways_out].into_iter().flatten().chain(before);
+    let elements = [senders, talkers, peers].into_iter().flatten().chain(ways_out);
+    let contents = elements.chain(kept).chain(before);
     let added = tables.into_iter().chain(written(installation)).chain(contents);
     all.extend(added.map(|it| json!({ "add": it })));
     all
@@ -243,7 +309,11 @@ const WAYS_OUT: [&str; 2] = ["inet", "ways_out"];
 /// No rule asks for it: it is what [`Before::forwarding`] is kept in.
 const FORWARDING: [&str; 2] = ["inet", "forwarding"];
 
-fn elements(installation: &Installation, set: &[&str; 2], all: Vec<Value>) -> Option<Value> {
+pub(super) fn elements(
+    installation: &Installation,
+    set: &[&str; 2],
+    all: Vec<Value>,
+) -> Option<Value> {
     let [family, name] = set;
     let table = table(installation);
     (!all.is_empty()).then(
@@ -264,8 +334,20 @@ fn peer((mark, (number, address)): (&Mark, &(u8, Ipv4Addr))) -> Value {
     json!({ "elem": { "val": { "concat": [bridge, bridge, address] }, "comment": mark } })
 }
 
-fn way_out((mark, address): (&Mark, &Ipv4Addr)) -> Value {
-    json!({ "elem": { "val": address, "comment": mark } })
+/// The elements of these ways out, in all sets that have some.
+fn leaving<'a>(
+    installation: &Installation,
+    ways_out: impl Iterator<Item = (&'a Mark, &'a WayOut)>,
+) -> Vec<Value> {
+    let (mut free, mut listed, mut subnets) = (Vec::new(), Vec::new(), Vec::new());
+    for (mark, WayOut { address, only }) in ways_out {
+        let element = lists::way_out((mark, *address));
+        if only.is_some() { &mut listed } else { &mut free }.push(element);
+        let only = only.iter().flatten();
+        subnets.extend(only.map(|cidr| lists::subnet(*address, cidr)));
+    }
+    let all = [(&WAYS_OUT, free), (&LISTED, listed), (&SUBNETS, subnets)];
+    all.into_iter().filter_map(|(set, all)| elements(installation, set, all)).collect()
 }
 
 fn memory(installation: &Installation, before: &Before) -> Vec<Value> {
@@ -315,6 +397,9 @@ fn inet(installation: &Installation) -> Vec<Value> {
         table.set("peers", json!(["ifname", "ifname", "ipv4_addr"])),
         table.set("ways_out", json!("ipv4_addr")),
         table.set("forwarding", json!("ifname")),
+    ];
+    all.extend(lists::sets(&table));
+    all.extend([
         // Before other people's translations of the same packets: the first that takes one has it.
         table.hook("prerouting", "nat", -110),
         table.hook("input", "filter", 0),
@@ -323,7 +408,8 @@ fn inet(installation: &Installation) -> Vec<Value> {
         table.chain("guest_to_host"),
         table.chain("guest_to_world"),
         table.chain("world_to_guest"),
-    ];
+    ]);
+    all.extend(lists::CHAINS.map(|chain| table.chain(chain)));
     let rules = [
         ("prerouting", vec![from_guest(), to_gateway(), port("udp", 53), dns()]),
         ("prerouting", vec![from_guest(), to_gateway(), port("tcp", 53), dns()]),
@@ -338,6 +424,7 @@ fn inet(installation: &Installation) -> Vec<Value> {
                 json!({ "masquerade": null }),
             ],
         ),
+        ("postrouting", lists::masqueraded(&bridges)),
         ("guest_to_host", vec![answers(), accept()]),
         ("guest_to_host", vec![redirected(), port("udp", DNS_PORT), accept()]),
         ("guest_to_host", vec![redirected(), port("tcp", DNS_PORT), accept()]),
@@ -356,13 +443,16 @@ fn inet(installation: &Installation) -> Vec<Value> {
         ("guest_to_world", vec![among_peers(), accept()]),
         // One guest to another: their ports are isolated, and the host answers in the other's place.
         ("guest_to_world", vec![to_guest(), forbidden()]),
-        ("guest_to_world", vec![matches(&payload("ip", "daddr"), "==", link_local), forbidden()]),
+        ("guest_to_world", vec![matches(&payload("ip", "daddr"), "==", link_local), to("refused")]),
         ("guest_to_world", vec![may_leave("saddr"), accept()]),
-        ("guest_to_world", vec![forbidden()]),
+        ("guest_to_world", vec![lists::is_listed("saddr"), to("guest_to_listed")]),
+        ("guest_to_world", vec![to("refused")]),
         ("world_to_guest", vec![may_leave("daddr"), answers(), accept()]),
+        ("world_to_guest", vec![lists::is_listed("daddr"), answers(), to("listed_to_guest")]),
         ("world_to_guest", vec![forbidden()]),
     ];
-    all.extend(rules.into_iter().map(|(chain, rule)| table.rule(chain, rule)));
+    let rules = rules.into_iter().chain(lists::rules(&answers(), &forbidden()));
+    all.extend(rules.map(|(chain, rule)| table.rule(chain, rule)));
     all
 }
 
@@ -423,14 +513,24 @@ fn bridge(installation: &Installation) -> Vec<Value> {
 }
 
 #[derive(Debug)]
-struct Table {
+pub(super) struct Table {
     family: &'static str,
     name: String,
 }
 
 impl Table {
-    fn set(&self, name: &str, kind: Value) -> Value {
-        json!({ "set": { "family": self.family, "table": self.name, "name": name, "type": kind } })
+    pub(super) fn set(&self, name: &str, kind: Value) -> Value {
+        self.set_of(name, kind, &json!({}))
+    }
+
+    /// With more of nft's words for a set.
+    pub(super) fn set_of(&self, name: &str, kind: Value, more: &Value) -> Value {
+        let mut set =
+            json!({ "family": self.family, "table": self.name, "name": name, "type": kind });
+        for (word, value) in more.as_object().into_iter().flatten() {
+            set[word] = value.clone();
+        }
+        json!({ "set": set })
     }
 
     fn chain(&self, name: &str) -> Value {
@@ -451,15 +551,15 @@ impl Table {
     }
 }
 
-fn matches(left: &Value, op: &str, right: impl Into<Value>) -> Value {
+pub(super) fn matches(left: &Value, op: &str, right: impl Into<Value>) -> Value {
     json!({ "match": { "op": op, "left": left, "right": right.into() } })
 }
 
-fn meta(key: &str, op: &str, value: &str) -> Value {
+pub(super) fn meta(key: &str, op: &str, value: &str) -> Value {
     matches(&json!({ "meta": { "key": key } }), op, value)
 }
 
-fn payload(protocol: &str, field: &str) -> Value {
+pub(super) fn payload(protocol: &str, field: &str) -> Value {
     json!({ "payload": { "protocol": protocol, "field": field } })
 }
 
@@ -477,12 +577,15 @@ mod tests {
         (mark, (mac, Ipv4Addr::new(10, 213, 0, number)))
     }
 
-    /// With guards for the first ones and a way out for the second.
+    /// With guards for the first ones, a way out for the second, and one to some addresses for the first.
     fn rules(guards: u8) -> Rules {
         let mut rules = Rules { guards: (2..2 + guards).map(vm).collect(), ..Rules::default() };
         let (mark, (_, address)) = vm(3);
         rules.peers.insert(mark.clone(), (1, address));
-        rules.ways_out.insert(mark, address);
+        rules.ways_out.insert(mark, WayOut { address, only: None });
+        let (mark, (_, address)) = vm(2);
+        let only = ["203.0.113.0/24", "198.51.100.7"].map(|cidr| Cidr::parse(cidr).unwrap());
+        rules.ways_out.insert(mark, WayOut { address, only: Some(only.into()) });
         let forwarding = ["eth1".to_owned()].into();
         rules.before = Some(Before { accepted_redirects: false, forwarding });
         rules
@@ -501,7 +604,7 @@ mod tests {
 
     #[test]
     fn one_vm_more_or_less_is_one_element_and_the_last_takes_the_tables() {
-        let found = |rules| Found { rules, is_there: true, is_current: true };
+        let found = |rules| Found { rules, is_there: true, is_current: true, ..Found::default() };
         let change = |from, to: &Rules| change(&installation(), &found(from), to, false);
         assert_eq!(change(rules(2), &rules(2)), None);
         let element = r#"{"element":{"elem":[{"concat":["bg0000-00000004","02:00:00:00:00:04","10.213.0.4"]}],"family":"bridge","name":"senders","table":"bg0000"}}"#;

@@ -1,5 +1,7 @@
 //! `banger vm logs`
 
+use banger_api::vm::{Refused, RefusedWhat};
+
 use crate::commands::DONE;
 use crate::commands::targets::vm_path;
 use crate::context::Context;
@@ -11,11 +13,15 @@ use crate::{completion, out, terminal};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   banger vm logs web
-  banger vm logs -f web      and go on as it grows, until Ctrl-C")]
+  banger vm logs -f web      and go on as it grows, until Ctrl-C
+  banger vm logs --network web   what it was refused beyond the host")]
 pub(crate) struct Args {
     /// Go on as the log grows
     #[arg(short, long)]
     follow: bool,
+    /// Print what it was refused beyond the host instead, and when: names since its start, addresses within the last hour
+    #[arg(long, conflicts_with = "follow")]
+    network: bool,
     /// Its name or id, or the beginning of one
     #[arg(add = completion::vm_names())]
     vm: String,
@@ -23,6 +29,11 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
     let path = vm_path(&args.vm)?;
+    if args.network {
+        let refused: Vec<Refused> = context.client().await?.get(&format!("{path}/refused")).await?;
+        context.print(&refused, || refused.iter().map(line).collect())?;
+        return Ok(DONE);
+    }
     let follow = if args.follow { "?follow=true" } else { "" };
     let mut log = context.client().await?.text(&format!("{path}/logs{follow}")).await?;
     let mut printable = terminal::stdout_is_terminal().then(Printable::default);
@@ -33,4 +44,14 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
         }
     }
     Ok(DONE)
+}
+
+/// `2026-01-31T12:03:11Z  refused  tcp   203.0.113.9:443`
+fn line(refused: &Refused) -> String {
+    let (kind, what) = match &refused.what {
+        RefusedWhat::Name(name) => ("name", name.clone()),
+        RefusedWhat::Tcp { address, port } => ("tcp", format!("{address}:{port}")),
+        RefusedWhat::Udp { address, port } => ("udp", format!("{address}:{port}")),
+    };
+    format!("{:.0}  refused  {kind:4}  {what}\n", refused.at)
 }

@@ -46,6 +46,7 @@ Examples:
   banger vm run --rm --image alpine:3.20 -- ls /         an image of a registry
   banger vm run -d --name web --memory 2G               start it and come back
   banger vm run -p 8080:80                              127.0.0.1:8080 leads to its port 80
+  banger vm run --egress allow:github.com,*.debian.org   it reaches these names and nothing else
   tar c . | banger vm run --rm -w /tmp -- tar x         stdin goes to the command")]
 pub(crate) struct Args {
     /// Delete the VM and its disk when the command ends, whatever its status

@@ -2,7 +2,7 @@
 
 use banger_api::ports::PublishedPort;
 use banger_api::vm::{CreateVm, Init};
-use banger_api::{ImageName, KernelName, NetworkName, Size, VmName};
+use banger_api::{Egress, ImageName, KernelName, NetworkName, Size, VmName};
 
 use crate::completion;
 
@@ -40,12 +40,17 @@ pub(crate) struct Spec {
     /// the same port for one number, a free one that it keeps for HOST 0
     #[arg(short, long, value_name = "PORT")]
     publish: Vec<PublishedPort>,
+    /// What it may reach beyond the host: none, all (the same as --nat), or allow: and domains, addresses and subnets, such as
+    /// allow:github.com,*.debian.org,203.0.113.0/24
+    #[arg(long, value_name = "POLICY", value_parser = Egress::parse)]
+    egress: Option<Egress>,
 }
 
 impl Spec {
     /// Of a VM that runs its image's program at each start, or only what it is told to.
     pub(crate) fn request(self, start: bool, ephemeral: bool, entrypoint: bool) -> CreateVm {
-        let Self { name, image, init, kernel, cpus, memory, disk, network, nat, publish } = self;
+        let Self { name, image, init, kernel, cpus, memory, disk, network, nat, egress, publish } =
+            self;
         CreateVm {
             name,
             image,
@@ -58,6 +63,7 @@ impl Spec {
             network,
             nat,
             published: publish,
+            egress,
             start,
             ephemeral,
         }

@@ -14,7 +14,13 @@ fn guests_of_a_network_of_peers_reach_each_other_and_no_guest_of_another_network
         let one = Beside::guest_in(team(), &members[0], MEMBER);
         let two = Beside::guest_in(team(), &members[1], OTHER_MEMBER);
         // It leads elsewhere.
-        nat::acquire(&Nat { mark: members[0].clone(), network: team(), address: MEMBER }).unwrap();
+        nat::acquire(&Nat {
+            mark: members[0].clone(),
+            network: team(),
+            address: MEMBER,
+            only: None,
+        })
+        .unwrap();
         let [(at_one, of_one), (at_two, of_two), (_there, of_stranger)] =
             [one.listen(MEMBER), two.listen(OTHER_MEMBER), stranger.listen(GUEST)];
         let all_is_right = |how| {
