@@ -21,18 +21,16 @@ pub enum Egress {
     Allow(AllowList),
 }
 
-/// Names whose addresses may be reached, and addresses: one of them at least, [`MOST_ITEMS`] at most.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct AllowList {
-    names: Vec<Names>,
-    subnets: Vec<Cidr>,
-}
-
-/// One name, or all that are below it.
+/// Names whose addresses may be reached, and addresses, as they were written: one of them at least, [`MOST_ITEMS`] at most.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Names {
-    One(String),
+pub struct AllowList(Vec<Item>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Item {
+    Name(String),
+    /// All names below it, and not itself.
     Below(String),
+    Subnet(Cidr),
 }
 
 /// An address or a subnet of addresses, each by its first.
@@ -109,31 +107,20 @@ impl Egress {
 }
 
 impl AllowList {
-    fn parse(items: &str) -> Result<Self, EgressError> {
-        let mut list = Self::default();
-        let items: Vec<&str> = items.split(',').collect();
+    fn parse(text: &str) -> Result<Self, EgressError> {
+        let items: Vec<&str> = text.split(',').collect();
         if items.len() > MOST_ITEMS {
             return refuse(format!("{} items are more than {MOST_ITEMS}", items.len()));
         }
-        for item in items {
-            if item.is_empty() {
-                return refuse("an item of the list is empty");
-            }
-            let is_address = item.bytes().all(|b| b.is_ascii_digit() || b == b'.' || b == b'/');
-            if is_address {
-                let cidr = Cidr::parse(item)?;
-                list.subnets.push(cidr);
-            } else {
-                list.names.push(Names::parse(item)?);
-            }
-        }
-        Ok(list)
+        items.into_iter().map(Item::parse).collect::<Result<_, _>>().map(Self)
     }
 
     /// The addresses that it names by themselves.
-    #[must_use]
-    pub fn subnets(&self) -> &[Cidr] {
-        &self.subnets
+    pub fn subnets(&self) -> impl Iterator<Item = Cidr> {
+        self.0.iter().filter_map(|item| match item {
+            Item::Subnet(cidr) => Some(*cidr),
+            Item::Name(_) | Item::Below(_) => None,
+        })
     }
 
     /// Whether a name is on it: lower case, labels between dots, without a last dot. One with anything but letters, digits, `-`
@@ -141,17 +128,25 @@ impl AllowList {
     #[must_use]
     pub fn names(&self, name: &str) -> bool {
         name.bytes().all(|b| is_of_a_label(b) || b == b'.')
-            && self.names.iter().any(|names| match names {
-                Names::One(one) => one == name,
-                Names::Below(base) => name
-                    .strip_suffix(base.as_str())
-                    .is_some_and(|rest| rest.len() > 1 && rest.ends_with('.')),
+            && self.0.iter().any(|item| match item {
+                Item::Name(one) => one == name,
+                Item::Below(base) => {
+                    let rest = name.strip_suffix(base.as_str());
+                    rest.is_some_and(|rest| rest.len() > 1 && rest.ends_with('.'))
+                }
+                Item::Subnet(_) => false,
             })
     }
 }
 
-impl Names {
+impl Item {
     fn parse(text: &str) -> Result<Self, EgressError> {
+        if text.is_empty() {
+            return refuse("an item of the list is empty");
+        }
+        if text.bytes().all(|b| b.is_ascii_digit() || b == b'.' || b == b'/') {
+            return Cidr::parse(text).map(Self::Subnet);
+        }
         let (name, below) = match text.strip_prefix("*.") {
             Some(base) => (base, true),
             None => (text, false),
@@ -174,7 +169,7 @@ impl Names {
             ));
         }
         let name = name.to_owned();
-        Ok(if below { Self::Below(name) } else { Self::One(name) })
+        Ok(if below { Self::Below(name) } else { Self::Name(name) })
     }
 }
 
@@ -267,11 +262,12 @@ impl fmt::Display for Egress {
 
 impl fmt::Display for AllowList {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names = self.names.iter().map(|names| match names {
-            Names::One(name) => name.clone(),
-            Names::Below(base) => format!("*.{base}"),
+        let all = self.0.iter().map(|item| match item {
+            Item::Name(name) => name.clone(),
+            Item::Below(base) => format!("*.{base}"),
+            Item::Subnet(cidr) => cidr.to_string(),
         });
-        let all: Vec<String> = names.chain(self.subnets.iter().map(Cidr::to_string)).collect();
+        let all: Vec<String> = all.collect();
         f.write_str(&all.join(","))
     }
 }
@@ -338,7 +334,7 @@ mod tests {
             "none",
             "all",
             "allow:github.com",
-            "allow:*.debian.org,_dmarc.a-1.example,10.0.0.0/8,203.0.113.7",
+            "allow:*.debian.org,10.0.0.0/8,_dmarc.a-1.example,203.0.113.7",
         ] {
             assert_eq!(Egress::parse(text).unwrap().to_string(), text);
             let json = serde_json::to_string(&Egress::parse(text).unwrap()).unwrap();

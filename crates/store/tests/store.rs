@@ -334,3 +334,32 @@ fn published_ports_are_the_vms_until_it_is_deleted_and_change_together_or_not_at
     store.delete_vm(&with.id).unwrap();
     assert_eq!(store.vms().unwrap().len(), 1);
 }
+
+#[test]
+fn a_database_of_before_lists_keeps_who_was_let_out_and_a_list_stays_as_it_was_written() {
+    let folder = tempfile::tempdir().unwrap();
+    {
+        let old = rusqlite::Connection::open(folder.path().join("banger.db")).unwrap();
+        for version in 1..=4 {
+            let file = format!("{}/src/migrations/000{version}.sql", env!("CARGO_MANIFEST_DIR"));
+            old.execute_batch(&std::fs::read_to_string(file).unwrap()).unwrap();
+        }
+        old.pragma_update(None, "user_version", 4).unwrap();
+        for (number, nat) in [(0, 0), (1, 1)] {
+            old.execute_batch(&format!(
+                r#"INSERT INTO vms (id, name, state, image, image_digest, kernel, kernel_digest, cpus, memory_bytes,
+                                    disk_bytes, disk_driver, ephemeral, created_at, slot, nat)
+                   VALUES ('0000000{number}', 'vm{number}', 'stopped', 'i', 'd', 'k', 'd', 1, 1, 1, 'overlay', 0,
+                           '2026-01-01T00:00:00Z', {number}, {nat});"#
+            ))
+            .unwrap();
+        }
+    }
+    let store = open(folder.path());
+    let found = || store.vms().unwrap().into_iter().map(|vm| vm.egress).collect::<Vec<_>>();
+    assert_eq!(found(), [Egress::None, Egress::All]);
+    let list = Egress::parse("allow:*.debian.org,203.0.113.0/24,github.com").unwrap();
+    let id = store.vms().unwrap()[0].id.clone();
+    store.set_egress(&id, &list, None).unwrap();
+    assert_eq!(found(), [list, Egress::All]);
+}

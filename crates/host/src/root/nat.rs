@@ -41,7 +41,7 @@ impl Nat {
         let only = match egress {
             Egress::None => return None,
             Egress::All => None,
-            Egress::Allow(list) => Some(list.subnets().to_vec()),
+            Egress::Allow(list) => Some(list.subnets().collect()),
         };
         Some(Self { mark: mark.clone(), network, address, only })
     }
