@@ -130,7 +130,8 @@ fn published_ports_lead_to_the_guests_loopback_as_long_as_it_runs() {
         a_forward_lasts_until_it_is_interrupted(world);
 
         world.kill_daemon();
-        assert!(refused(7007));
+        // A process that dies loses its memory, by which it is known to be gone, before its files.
+        wait_until("the ports are closed", PATIENCE, || refused(7007));
         world.banger(["vm", "list"]).succeeds();
         wait_until("the ports are back", PATIENCE, || echoes(7007, b"again"));
 
