@@ -55,6 +55,7 @@ pub fn judge(act: &Act, policy: &Policy) -> Result<(), Refusal> {
         Act::Acquire { claim } => judge_claim(claim, policy),
         Act::Release { held } => judge_held(held, policy),
         Act::List {} => Ok(()),
+        Act::Firewalls { network } => judge_network(network),
         Act::Signal { mark, .. } => ours("mark", mark.installation(), policy),
         Act::Connect { mark, name } => {
             ours("mark", mark.installation(), policy)?;

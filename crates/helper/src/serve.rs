@@ -9,7 +9,8 @@ use std::thread;
 use std::time::Duration;
 
 use banger_host::helper_wire::{self as wire, Act, Failure, Message, Reply};
-use banger_host::{Claim, Held, HostError, Mark, Root};
+use banger_host::root::Firewalls;
+use banger_host::{Claim, Held, HostError, Mark, Network, Root};
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
@@ -47,6 +48,12 @@ pub trait Hands: Send + Sync + 'static {
     /// As [`Root::list`].
     fn list(&self) -> Result<Vec<Held>, HostError>;
 
+    /// As [`Root::firewalls`].
+    ///
+    /// # Errors
+    /// As [`Root::firewalls`].
+    fn firewalls(&self, network: &Network) -> Result<Firewalls, HostError>;
+
     /// As [`Root::signal`].
     ///
     /// # Errors
@@ -71,6 +78,10 @@ impl Hands for Root {
 
     fn list(&self) -> Result<Vec<Held>, HostError> {
         Root::list(self)
+    }
+
+    fn firewalls(&self, network: &Network) -> Result<Firewalls, HostError> {
+        Root::firewalls(self, network)
     }
 
     fn signal(&self, mark: &Mark, signal: Signal) -> Result<(), HostError> {
@@ -209,6 +220,10 @@ impl<H: Hands> Service<H> {
             Act::List {} => {
                 let replies = Reply::held(&self.hands.list()?);
                 Ok(Answer { replies, file: None })
+            }
+            Act::Firewalls { network } => {
+                let firewalls = self.hands.firewalls(network)?;
+                Ok(Reply::Firewalls { firewalls }.into())
             }
             Act::Connect { mark, name } => {
                 let connected = self.hands.connect(mark, name)?;

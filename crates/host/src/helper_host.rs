@@ -12,7 +12,8 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 use rustix::process::Signal;
 
 use crate::helper_wire::{self as wire, Act, Message, Reply, VmmSignal};
-use crate::{Claim, Held, Host, HostError, LocalHost, Mark, VmSocket, Watched, root};
+use crate::root::Firewalls;
+use crate::{Claim, Held, Host, HostError, LocalHost, Mark, Network, VmSocket, Watched, root};
 
 /// The helper's own deadlines are shorter (20 s for a large guest's end): after this long it does not answer at all.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(60);
@@ -48,6 +49,7 @@ impl HelperHost {
             Reply::Done {} => Ok(files.pop()),
             Reply::Failed(failure) => Err(failure.into()),
             Reply::Held { .. } => Err(failed(nonsense("it lists what is held"))),
+            Reply::Firewalls { .. } => Err(failed(nonsense("it tells of firewalls"))),
         }
     }
 
@@ -67,7 +69,9 @@ impl HelperHost {
                     }
                 }
                 Reply::Failed(failure) => return Err(failure.into()),
-                Reply::Done {} => return Err(failed(nonsense("it lists nothing"))),
+                Reply::Done {} | Reply::Firewalls { .. } => {
+                    return Err(failed(nonsense("it lists nothing")));
+                }
             }
         }
     }
@@ -135,6 +139,21 @@ impl Host for HelperHost {
         held.sort();
         held.dedup();
         Ok(held)
+    }
+
+    fn firewalls(&self, network: &Network) -> Result<Firewalls, HostError> {
+        let act = Act::Firewalls { network: *network };
+        let failed = |cause: io::Error| HostError::new(act.describe(), cause);
+        let end = Instant::now() + self.deadline;
+        let connection = self.request(&act, &[])?;
+        let message = next(&connection, end).map_err(failed)?;
+        match understood(&message.bytes).map_err(failed)? {
+            Reply::Firewalls { firewalls } => Ok(firewalls),
+            Reply::Failed(failure) => Err(failure.into()),
+            Reply::Done {} | Reply::Held { .. } => {
+                Err(failed(nonsense("it tells of no firewalls")))
+            }
+        }
     }
 
     fn watch(&self, mark: &Mark) -> Result<Option<Watched>, HostError> {

@@ -23,7 +23,8 @@ use rustix::net::{
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
-use crate::{Claim, Held, HostError, Mark};
+use crate::root::Firewalls;
+use crate::{Claim, Held, HostError, Mark, Network};
 
 /// Of what is said here. A daemon and a helper of different versions refuse each other by name.
 pub const VERSION: u32 = 1;
@@ -45,6 +46,8 @@ pub enum Act {
     Release { held: Held },
     /// As [`crate::Host::list`], of what needs root. Braces, so that unknown fields are refused here too.
     List {},
+    /// As [`crate::Host::firewalls`].
+    Firewalls { network: Network },
     /// As [`crate::Host::signal`], for a jailed VMM.
     Signal { mark: Mark, signal: VmmSignal },
     /// A connection to a socket in a jail; it is the open file of the reply.
@@ -59,6 +62,7 @@ impl Act {
             Act::Acquire { claim } => format!("make {}", claim.held()),
             Act::Release { held } => format!("undo {held}"),
             Act::List {} => "list what is held".to_owned(),
+            Act::Firewalls { .. } => "look at the host's firewalls".to_owned(),
             Act::Signal { mark, .. } => format!("signal the VMM of {mark}"),
             Act::Connect { mark, name } => format!("connect to {name:?} of VM {mark}"),
         }
@@ -70,7 +74,7 @@ impl Act {
         match self {
             Act::Acquire { claim } => claim.held().mark().cloned(),
             Act::Release { held } => held.mark().cloned(),
-            Act::List {} => None,
+            Act::List {} | Act::Firewalls { .. } => None,
             Act::Signal { mark, .. } | Act::Connect { mark, .. } => Some(mark.clone()),
         }
     }
@@ -127,6 +131,9 @@ pub enum Reply {
         held: Vec<Held>,
         /// Whether another reply follows.
         more: bool,
+    },
+    Firewalls {
+        firewalls: Firewalls,
     },
     Failed(Failure),
 }
@@ -414,7 +421,7 @@ mod tests {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
     use super::*;
-    use crate::{Guard, Installation, LoopRole, Mac, Nat, Network, Tap};
+    use crate::{Guard, Installation, LoopRole, Mac, Nat, Tap};
 
     const SOON: Duration = Duration::from_secs(5);
 
@@ -437,6 +444,7 @@ mod tests {
             Act::Acquire { claim: Claim::Nat(Nat { mark: mark(), network, address }) },
             Act::Release { held: Held::Loop { mark: mark(), role: LoopRole::Disk } },
             Act::List {},
+            Act::Firewalls { network },
             Act::Signal { mark: mark(), signal: VmmSignal::Term },
             Act::Connect { mark: mark(), name: "api.sock".to_owned() },
         ]

@@ -31,6 +31,7 @@ use std::io::PipeWriter;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use root::Firewalls;
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
@@ -290,6 +291,15 @@ pub trait Host: Send + Sync {
     /// When the machine cannot be looked at.
     fn list(&self) -> Result<Vec<Held>, HostError>;
 
+    /// What others' firewalls on this machine do with what guests of this network send and get. Nothing is known of it
+    /// where nobody here is root: then there are no networks either.
+    ///
+    /// # Errors
+    /// When the rules cannot be read.
+    fn firewalls(&self, _network: &Network) -> Result<Firewalls, HostError> {
+        Ok(Firewalls::default())
+    }
+
     /// The VMM of this mark, jailed or not, if it lives, to wait for its end.
     ///
     /// # Errors
@@ -483,6 +493,10 @@ impl Host for LocalHost {
         held.sort();
         held.dedup();
         Ok(held)
+    }
+
+    fn firewalls(&self, network: &Network) -> Result<Firewalls, HostError> {
+        self.root.as_ref().map_or_else(|| Ok(Firewalls::default()), |root| root.firewalls(network))
     }
 
     fn watch(&self, mark: &Mark) -> Result<Option<Watched>, HostError> {

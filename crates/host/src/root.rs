@@ -7,6 +7,7 @@ mod bridge;
 mod cgroup;
 mod device_mapper;
 mod dm_snapshot;
+mod firewalls;
 mod guard;
 mod ioctl;
 mod jail;
@@ -34,6 +35,7 @@ pub use abilities::{Abilities, abilities};
 pub use bridge::{TakenSubnet, taken_subnets};
 pub use cgroup::Cgroup;
 pub use dm_snapshot::DmSnapshot;
+pub use firewalls::{Firewalls, Neighbour, Obstacle, Traffic};
 pub use guard::Guard;
 pub use jail::{DeviceSource, Jail, JailDevice, JailFile};
 pub use jailed_vmm::JailedVmm;
@@ -45,6 +47,7 @@ pub use trusted::trusted_program;
 
 use crate::error::HostError;
 use crate::mark::{Installation, Mark};
+use crate::network::Network;
 use crate::process::{Children, Watched};
 use crate::{Claim, Held};
 
@@ -164,6 +167,14 @@ impl Root {
         held.sort();
         held.dedup();
         Ok(held)
+    }
+
+    /// As [`crate::Host::firewalls`].
+    ///
+    /// # Errors
+    /// When the rules cannot be read.
+    pub fn firewalls(&self, network: &Network) -> Result<Firewalls, HostError> {
+        firewalls::look(&self.places.installation, network)
     }
 
     /// As [`crate::Host::signal`], for a jailed VMM.

@@ -8,7 +8,8 @@ use std::collections::BTreeSet;
 use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, MutexGuard};
 
-use banger_host::{Claim, Held, Host, HostError, Mark, VmSocket, Watched};
+use banger_host::root::Firewalls;
+use banger_host::{Claim, Held, Host, HostError, Mark, Network, VmSocket, Watched};
 use rustix::process::Signal;
 
 /// What goes wrong at a call.
@@ -132,6 +133,10 @@ impl<H: Host> Host for Faulty<H> {
 
     fn list(&self) -> Result<Vec<Held>, HostError> {
         self.host.list()
+    }
+
+    fn firewalls(&self, network: &Network) -> Result<Firewalls, HostError> {
+        self.host.firewalls(network)
     }
 
     fn watch(&self, mark: &Mark) -> Result<Option<Watched>, HostError> {

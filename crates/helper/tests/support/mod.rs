@@ -15,7 +15,10 @@ use std::time::Duration;
 
 use banger_helper::policy::{Machine, Policy, Uids};
 use banger_helper::serve::{Hands, serve};
-use banger_host::{Claim, Held, HelperHost, HostError, Installation, LocalHost, Mark, Places};
+use banger_host::root::Firewalls;
+use banger_host::{
+    Claim, Held, HelperHost, HostError, Installation, LocalHost, Mark, Network, Places,
+};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
 };
@@ -113,6 +116,11 @@ impl Hands for Noted {
     fn list(&self) -> Result<Vec<Held>, HostError> {
         self.note("list".to_owned(), None)?;
         Ok(self.0.0.lock().unwrap().held.clone())
+    }
+
+    fn firewalls(&self, network: &Network) -> Result<Firewalls, HostError> {
+        self.note(format!("firewalls {}", network.subnet()), None)?;
+        Ok(Firewalls { obstacles: Vec::new(), legacy: true })
     }
 
     fn signal(&self, mark: &Mark, signal: Signal) -> Result<(), HostError> {

@@ -1,6 +1,8 @@
 //! Bridge, guard, tap and way out together, with traffic: the host, guests and the world are network namespaces of the test's
 //! own.
 
+mod firewalls;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};

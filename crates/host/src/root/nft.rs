@@ -24,6 +24,12 @@ pub(super) fn read(installation: &Installation) -> io::Result<Found> {
     Ok(rules::read(installation, &listings))
 }
 
+/// Everybody's tables, as JSON, and as text with the handle of each rule.
+pub(super) fn everything() -> io::Result<(Value, String)> {
+    let text = command::run_with_input(&program()?, &["-a", "list", "ruleset"], b"")?;
+    Ok((run(&["-j", "list", "ruleset"], None)?, text))
+}
+
 /// Changes what is there, with nobody else of this process in between, and gives what it was made.
 pub(super) fn change(
     installation: &Installation,
