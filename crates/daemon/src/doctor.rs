@@ -50,6 +50,9 @@ impl Daemon {
             findings.extend(PROGRAMS.iter().map(program_there));
             findings.push(daemon.agent_there());
             findings.push(network(&networks));
+            if networks.is_ok() {
+                findings.push(daemon.firewalls());
+            }
             findings.push(daemon.names());
             findings.push(daemon.storage(&driver));
             findings.push(daemon.space());

@@ -14,6 +14,7 @@ pub mod daemon;
 pub mod dns;
 pub mod doctor;
 pub mod doctor_system;
+mod firewalls;
 pub mod host_facts;
 pub mod ledger;
 pub mod logs;

@@ -4,11 +4,11 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use banger_api::{Code, Problem, network};
-use banger_host::{Mac, Network, root};
+use banger_host::{Installation, Mac, Network, root};
 use banger_store::{NetworkRecord, Place, VmRecord};
 use banger_vmm::NetworkDevice;
 
-use crate::config::Subnet;
+use crate::config::{Config, Subnet};
 use crate::daemon::Daemon;
 use crate::operations::Operation;
 use crate::problems;
@@ -137,6 +137,12 @@ impl Daemon {
             vms,
         }
     }
+}
+
+/// The network that the first VM would be in, if nothing of the host's is in its way.
+pub(crate) fn first_choice(config: &Config, installation: &Installation) -> Option<Network> {
+    let configured = &config.network;
+    choices(DEFAULT.0, configured.subnet, configured.mtu, &installation.to_string()).next()
 }
 
 /// Why a VM that is to reach beyond its host cannot.

@@ -29,7 +29,15 @@ impl Daemon {
         if let Some(nat) = request.nat {
             let what = if nat { "letting it out" } else { "keeping it in" };
             operation.stage("nat", format!("{}: {what}", vm.name));
-            self.blocking(move |daemon| daemon.set_nat(&vm, nat)).await??;
+            let (place, running) = (vm.place, vm.state == State::Running);
+            self.blocking({
+                let vm = vm.clone();
+                move |daemon| daemon.set_nat(&vm, nat)
+            })
+            .await??;
+            if let Some(place) = place.filter(|_| nat && running) {
+                self.note_firewalls(&vm, self.network_of(place)?, operation).await;
+            }
         }
         self.record(id)
     }

@@ -68,6 +68,7 @@ impl Daemon {
         let driver = self.driver(vm)?;
         let uids = (self.jails() && vmm.api().is_some()).then_some(self.uids);
         let network = self.network_device(vm, operation).await?;
+        let leaving = network.as_ref().filter(|device| device.nat).map(|device| device.network);
         let machine = plan::machine(vm, &mark, driver, &boot, &self.places, uids, network);
         if uids.is_some() && machine.uid.is_none() {
             return Err(no_uid(vm, self.uids));
@@ -98,7 +99,15 @@ impl Daemon {
             }
         }
         operation.stage("boot", format!("booting {} ({})", vm.name, vmm.name()));
-        self.await_ready(vm, slot, watched, &vmm.agent(), operation).await
+        let agent = vmm.agent();
+        let ready = self.await_ready(vm, slot, watched, &agent, operation);
+        let Some(network) = leaving else { return ready.await };
+        // The guest boots meanwhile, and is not waited for longer because of this.
+        tokio::pin!(ready);
+        tokio::select! {
+            ready = &mut ready => ready,
+            () = self.note_firewalls(vm, network, operation) => ready.await,
+        }
     }
 
     /// Waits for the guest's ready event, for its VMM's end, for the deadline, or for somebody who wants it to end.

@@ -2,6 +2,7 @@
 //! own.
 
 mod firewalls;
+mod uplinks;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
