@@ -3,18 +3,18 @@
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use banger_dns::{Guests, Names, Sockets, Subnet, serve_authoritative, serve_guests};
 use banger_host::Network;
-use banger_host::root::DNS_PORT;
+use banger_host::root::{self, DNS_PORT, Routed};
 use tokio_util::sync::CancellationToken;
 
 use crate::daemon::Daemon;
 use crate::problems;
 
 /// What the names of VMs end with; guests know it too.
-pub const ZONE: &str = "vm";
+pub const ZONE: &str = root::ZONE;
 
 /// The names of the VMs that run, and the servers that answer for them.
 #[derive(Debug)]
@@ -91,6 +91,18 @@ impl Daemon {
     pub(crate) fn serve_network(&self, network: &Network) -> Result<(), String> {
         let subnet = Subnet::new(network.gateway, network.prefix).map_err(|e| e.to_string())?;
         self.dns.serve(network.gateway, Some(Guests::new(vec![subnet])))
+    }
+
+    /// Lets the host's resolver ask us for names of VMs from now on, as long as the bridge is there. Nobody waits for it.
+    pub(crate) fn route_names(self: &Arc<Self>, network: &Network) {
+        let (daemon, number) = (Arc::clone(self), network.number);
+        drop(tokio::task::spawn_blocking(move || match daemon.host.route_names(number) {
+            Ok(Routed::Yes) => tracing::debug!(number, "the host's resolver knows who to ask"),
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(problem = %problems::host(&error), "the host's resolver is not told of VMs");
+            }
+        }));
     }
 
     /// Brings the names up to date with the VMs that run.

@@ -128,6 +128,9 @@ impl Daemon {
         vm: &VmRecord,
         operation: &Operation,
     ) -> Result<(), Problem> {
+        if let Some(place) = vm.place {
+            self.route_names(&self.network_of(place)?);
+        }
         let id = vm.id.clone();
         let made = self.blocking(move |daemon| {
             let recorded = daemon.store.claims(&id).map_err(problems::store)?;

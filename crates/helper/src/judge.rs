@@ -56,6 +56,8 @@ pub fn judge(act: &Act, policy: &Policy) -> Result<(), Refusal> {
         Act::Release { held } => judge_held(held, policy),
         Act::List {} => Ok(()),
         Act::Firewalls { network } => judge_network(network),
+        // Any number is one of its own networks', or nobody's.
+        Act::RouteNames { number: _ } => Ok(()),
         Act::Signal { mark, .. } => ours("mark", mark.installation(), policy),
         Act::Connect { mark, name } => {
             ours("mark", mark.installation(), policy)?;

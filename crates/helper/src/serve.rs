@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use banger_host::helper_wire::{self as wire, Act, Failure, Message, Reply};
-use banger_host::root::Firewalls;
+use banger_host::root::{Firewalls, Routed};
 use banger_host::{Claim, Held, HostError, Mark, Network, Root};
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat};
 use rustix::io::Errno;
@@ -54,6 +54,12 @@ pub trait Hands: Send + Sync + 'static {
     /// As [`Root::firewalls`].
     fn firewalls(&self, network: &Network) -> Result<Firewalls, HostError>;
 
+    /// As [`Root::route_names`].
+    ///
+    /// # Errors
+    /// As [`Root::route_names`].
+    fn route_names(&self, number: u8) -> Result<Routed, HostError>;
+
     /// As [`Root::signal`].
     ///
     /// # Errors
@@ -82,6 +88,10 @@ impl Hands for Root {
 
     fn firewalls(&self, network: &Network) -> Result<Firewalls, HostError> {
         Root::firewalls(self, network)
+    }
+
+    fn route_names(&self, number: u8) -> Result<Routed, HostError> {
+        Root::route_names(self, number)
     }
 
     fn signal(&self, mark: &Mark, signal: Signal) -> Result<(), HostError> {
@@ -224,6 +234,10 @@ impl<H: Hands> Service<H> {
             Act::Firewalls { network } => {
                 let firewalls = self.hands.firewalls(network)?;
                 Ok(Reply::Firewalls { firewalls }.into())
+            }
+            Act::RouteNames { number } => {
+                let routed = self.hands.route_names(*number)?;
+                Ok(Reply::Names { routed }.into())
             }
             Act::Connect { mark, name } => {
                 let connected = self.hands.connect(mark, name)?;

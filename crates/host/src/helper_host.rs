@@ -12,7 +12,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 use rustix::process::Signal;
 
 use crate::helper_wire::{self as wire, Act, Message, Reply, VmmSignal};
-use crate::root::Firewalls;
+use crate::root::{Firewalls, Routed};
 use crate::{Claim, Held, Host, HostError, LocalHost, Mark, Network, VmSocket, Watched, root};
 
 /// The helper's own deadlines are shorter (20 s for a large guest's end): after this long it does not answer at all.
@@ -49,7 +49,21 @@ impl HelperHost {
             Reply::Done {} => Ok(files.pop()),
             Reply::Failed(failure) => Err(failure.into()),
             Reply::Held { .. } => Err(failed(nonsense("it lists what is held"))),
-            Reply::Firewalls { .. } => Err(failed(nonsense("it tells of firewalls"))),
+            Reply::Firewalls { .. } | Reply::Names { .. } => {
+                Err(failed(nonsense("it is another answer")))
+            }
+        }
+    }
+
+    /// Asks for what has an answer of its own.
+    fn ask_for<T>(&self, act: &Act, answer: fn(Reply) -> Option<T>) -> Result<T, HostError> {
+        let failed = |cause: io::Error| HostError::new(act.describe(), cause);
+        let end = Instant::now() + self.deadline;
+        let connection = self.request(act, &[])?;
+        let message = next(&connection, end).map_err(failed)?;
+        match understood(&message.bytes).map_err(failed)? {
+            Reply::Failed(failure) => Err(failure.into()),
+            reply => answer(reply).ok_or_else(|| failed(nonsense("it is another answer"))),
         }
     }
 
@@ -69,7 +83,7 @@ impl HelperHost {
                     }
                 }
                 Reply::Failed(failure) => return Err(failure.into()),
-                Reply::Done {} | Reply::Firewalls { .. } => {
+                Reply::Done {} | Reply::Firewalls { .. } | Reply::Names { .. } => {
                     return Err(failed(nonsense("it lists nothing")));
                 }
             }
@@ -142,18 +156,17 @@ impl Host for HelperHost {
     }
 
     fn firewalls(&self, network: &Network) -> Result<Firewalls, HostError> {
-        let act = Act::Firewalls { network: *network };
-        let failed = |cause: io::Error| HostError::new(act.describe(), cause);
-        let end = Instant::now() + self.deadline;
-        let connection = self.request(&act, &[])?;
-        let message = next(&connection, end).map_err(failed)?;
-        match understood(&message.bytes).map_err(failed)? {
-            Reply::Firewalls { firewalls } => Ok(firewalls),
-            Reply::Failed(failure) => Err(failure.into()),
-            Reply::Done {} | Reply::Held { .. } => {
-                Err(failed(nonsense("it tells of no firewalls")))
-            }
-        }
+        self.ask_for(&Act::Firewalls { network: *network }, |reply| match reply {
+            Reply::Firewalls { firewalls } => Some(firewalls),
+            _ => None,
+        })
+    }
+
+    fn route_names(&self, number: u8) -> Result<Routed, HostError> {
+        self.ask_for(&Act::RouteNames { number }, |reply| match reply {
+            Reply::Names { routed } => Some(routed),
+            _ => None,
+        })
     }
 
     fn watch(&self, mark: &Mark) -> Result<Option<Watched>, HostError> {

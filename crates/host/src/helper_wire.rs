@@ -23,7 +23,7 @@ use rustix::net::{
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
-use crate::root::Firewalls;
+use crate::root::{Firewalls, Routed};
 use crate::{Claim, Held, HostError, Mark, Network};
 
 /// Of what is said here. A daemon and a helper of different versions refuse each other by name.
@@ -48,6 +48,8 @@ pub enum Act {
     List {},
     /// As [`crate::Host::firewalls`].
     Firewalls { network: Network },
+    /// As [`crate::Host::route_names`].
+    RouteNames { number: u8 },
     /// As [`crate::Host::signal`], for a jailed VMM.
     Signal { mark: Mark, signal: VmmSignal },
     /// A connection to a socket in a jail; it is the open file of the reply.
@@ -63,6 +65,7 @@ impl Act {
             Act::Release { held } => format!("undo {held}"),
             Act::List {} => "list what is held".to_owned(),
             Act::Firewalls { .. } => "look at the host's firewalls".to_owned(),
+            Act::RouteNames { .. } => "tell the host's resolver of VMs".to_owned(),
             Act::Signal { mark, .. } => format!("signal the VMM of {mark}"),
             Act::Connect { mark, name } => format!("connect to {name:?} of VM {mark}"),
         }
@@ -74,7 +77,7 @@ impl Act {
         match self {
             Act::Acquire { claim } => claim.held().mark().cloned(),
             Act::Release { held } => held.mark().cloned(),
-            Act::List {} | Act::Firewalls { .. } => None,
+            Act::List {} | Act::Firewalls { .. } | Act::RouteNames { .. } => None,
             Act::Signal { mark, .. } | Act::Connect { mark, .. } => Some(mark.clone()),
         }
     }
@@ -134,6 +137,9 @@ pub enum Reply {
     },
     Firewalls {
         firewalls: Firewalls,
+    },
+    Names {
+        routed: Routed,
     },
     Failed(Failure),
 }
@@ -445,6 +451,7 @@ mod tests {
             Act::Release { held: Held::Loop { mark: mark(), role: LoopRole::Disk } },
             Act::List {},
             Act::Firewalls { network },
+            Act::RouteNames { number: 0 },
             Act::Signal { mark: mark(), signal: VmmSignal::Term },
             Act::Connect { mark: mark(), name: "api.sock".to_owned() },
         ]

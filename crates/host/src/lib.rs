@@ -31,7 +31,7 @@ use std::io::PipeWriter;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use root::Firewalls;
+use root::{Firewalls, Routed};
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
@@ -300,6 +300,14 @@ pub trait Host: Send + Sync {
         Ok(Firewalls::default())
     }
 
+    /// Tells the host's resolver who knows the names of VMs, as long as the bridge of the network of that number is there.
+    ///
+    /// # Errors
+    /// When the resolver is there and cannot be told.
+    fn route_names(&self, _number: u8) -> Result<Routed, HostError> {
+        Ok(Routed::NoBridge)
+    }
+
     /// The VMM of this mark, jailed or not, if it lives, to wait for its end.
     ///
     /// # Errors
@@ -497,6 +505,10 @@ impl Host for LocalHost {
 
     fn firewalls(&self, network: &Network) -> Result<Firewalls, HostError> {
         self.root.as_ref().map_or_else(|| Ok(Firewalls::default()), |root| root.firewalls(network))
+    }
+
+    fn route_names(&self, number: u8) -> Result<Routed, HostError> {
+        self.root.as_ref().map_or(Ok(Routed::NoBridge), |root| root.route_names(number))
     }
 
     fn watch(&self, mark: &Mark) -> Result<Option<Watched>, HostError> {

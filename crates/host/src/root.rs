@@ -20,6 +20,7 @@ mod netlink;
 mod network_tests;
 mod nft;
 mod remove;
+mod resolved;
 mod rules;
 mod tap;
 mod trusted;
@@ -41,6 +42,7 @@ pub use jail::{DeviceSource, Jail, JailDevice, JailFile};
 pub use jailed_vmm::JailedVmm;
 pub use loop_device::{Loop, LoopRole};
 pub use nat::Nat;
+pub use resolved::{Routed, ZONE, names_are_routed};
 pub use rules::{DNS_PORT, for_one as rules_for_one};
 pub use tap::Tap;
 pub use trusted::trusted_program;
@@ -175,6 +177,14 @@ impl Root {
     /// When the rules cannot be read.
     pub fn firewalls(&self, network: &Network) -> Result<Firewalls, HostError> {
         firewalls::look(&self.places.installation, network)
+    }
+
+    /// As [`crate::Host::route_names`].
+    ///
+    /// # Errors
+    /// When the resolver is there and cannot be told.
+    pub fn route_names(&self, number: u8) -> Result<Routed, HostError> {
+        resolved::route_names(&self.places.installation, number)
     }
 
     /// As [`crate::Host::signal`], for a jailed VMM.

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, MutexGuard};
 
-use banger_host::root::Firewalls;
+use banger_host::root::{Firewalls, Routed};
 use banger_host::{Claim, Held, Host, HostError, Mark, Network, VmSocket, Watched};
 use rustix::process::Signal;
 
@@ -137,6 +137,10 @@ impl<H: Host> Host for Faulty<H> {
 
     fn firewalls(&self, network: &Network) -> Result<Firewalls, HostError> {
         self.host.firewalls(network)
+    }
+
+    fn route_names(&self, number: u8) -> Result<Routed, HostError> {
+        self.host.route_names(number)
     }
 
     fn watch(&self, mark: &Mark) -> Result<Option<Watched>, HostError> {

@@ -68,6 +68,7 @@ impl Daemon {
         let driver = self.driver(vm)?;
         let uids = (self.jails() && vmm.api().is_some()).then_some(self.uids);
         let network = self.network_device(vm, operation).await?;
+        let used = network.as_ref().map(|device| device.network);
         let leaving = network.as_ref().filter(|device| device.nat).map(|device| device.network);
         let machine = plan::machine(vm, &mark, driver, &boot, &self.places, uids, network);
         if uids.is_some() && machine.uid.is_none() {
@@ -88,6 +89,9 @@ impl Daemon {
             ledger::acquire(daemon.host.as_ref(), &claims).map_err(|e| problems::host(&e))
         })
         .await??;
+        if let Some(network) = used {
+            self.route_names(&network);
+        }
         let watched = self.watched(&mark).await?.ok_or_else(|| ended(vm))?;
         if let Some(api) = vmm.api() {
             operation.stage("machine", "telling the VMM what to run");

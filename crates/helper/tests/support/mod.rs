@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use banger_helper::policy::{Machine, Policy, Uids};
 use banger_helper::serve::{Hands, serve};
-use banger_host::root::Firewalls;
+use banger_host::root::{Firewalls, Routed};
 use banger_host::{
     Claim, Held, HelperHost, HostError, Installation, LocalHost, Mark, Network, Places,
 };
@@ -121,6 +121,11 @@ impl Hands for Noted {
     fn firewalls(&self, network: &Network) -> Result<Firewalls, HostError> {
         self.note(format!("firewalls {}", network.subnet()), None)?;
         Ok(Firewalls { obstacles: Vec::new(), legacy: true })
+    }
+
+    fn route_names(&self, number: u8) -> Result<Routed, HostError> {
+        self.note(format!("route names of network {number}"), None)?;
+        Ok(Routed::Yes)
     }
 
     fn signal(&self, mark: &Mark, signal: Signal) -> Result<(), HostError> {
