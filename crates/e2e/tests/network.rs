@@ -118,10 +118,13 @@ fn a_firewall_that_keeps_a_vm_in_is_named_and_told_what_to_let_through() {
     in_world(|world| {
         let outside = Outside::connect();
         let port = outside.serve(2);
-        let chain = "{ type filter hook forward priority 0; policy drop; }";
-        let strict = format!("add table inet strict; add chain inet strict through {chain}");
+        let chain = "{ type filter hook forward priority 0; }";
+        let strict = format!(
+            "add table inet strict; add chain inet strict through {chain}; \
+             add rule inet strict through reject with icmpx admin-prohibited"
+        );
         world.program("nft", &[&strict]).succeeds();
-        let in_the_way = "chain through of table inet strict: policy drop";
+        let in_the_way = "chain through of table inet strict: reject with icmpx admin-prohibited";
         let run =
             ["vm", "run", "-d", "--name", "out", "--nat", "--image", BUSYBOX, "--memory", "256M"];
         let begun = world.banger_with(&run, b"");
@@ -138,7 +141,7 @@ fn a_firewall_that_keeps_a_vm_in_is_named_and_told_what_to_let_through() {
         for command in remedy.split('`').filter_map(|part| part.strip_prefix("sudo ")) {
             world.program("sh", &["-c", command]).succeeds();
         }
-        assert_eq!(finding()["verdict"], "pass");
+        assert_eq!(finding()["verdict"], "PASS");
         assert_eq!(told(world, "out", Outside::ADDRESS, port), (0, Outside::HOST.to_owned()));
         let again = world.banger(["vm", "set", "out", "--nat", "on"]);
         assert!(!again.succeeds().errors().contains("firewall"), "{}", again.errors());
