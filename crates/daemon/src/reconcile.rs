@@ -128,8 +128,8 @@ impl Daemon {
         vm: &VmRecord,
         operation: &Operation,
     ) -> Result<(), Problem> {
-        if let Some(place) = vm.place {
-            self.route_names(&self.network_of(place)?);
+        if let Some(Ok(network)) = vm.place.map(|place| self.network_of(place)) {
+            self.route_names(&network);
         }
         let id = vm.id.clone();
         let made = self.blocking(move |daemon| {
