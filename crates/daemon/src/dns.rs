@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use banger_api::Zone;
 use banger_dns::{Gate, Guests, Names, Sockets, Subnet, serve_authoritative, serve_guests};
 use banger_host::Network;
-use banger_host::root::DNS_PORT;
+use banger_host::root::{DNS_PORT, Routed};
 use tokio_util::sync::CancellationToken;
 
 use crate::daemon::Daemon;
@@ -105,6 +105,19 @@ impl Daemon {
         let gate: Arc<dyn Gate> = self.gates.clone();
         let guests = Guests { gate: Some(gate), ..Guests::new(vec![subnet]) };
         self.dns.serve(network.gateway, Some(guests))
+    }
+
+    /// Lets the host's resolver ask us for names of VMs from now on, as long as the bridge is there. Nobody waits for it.
+    pub(crate) fn route_names(self: &Arc<Self>, network: &Network) {
+        let (daemon, number) = (Arc::clone(self), network.number);
+        let zone = self.config.network.zone.clone();
+        drop(tokio::task::spawn_blocking(move || match daemon.host.route_names(number, &zone) {
+            Ok(Routed::Yes) => tracing::debug!(number, "the host's resolver knows who to ask"),
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(problem = %problems::host(&error), "the host's resolver is not told of VMs");
+            }
+        }));
     }
 
     /// Brings the names up to date with the VMs that run.

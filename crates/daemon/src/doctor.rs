@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use banger_api::daemon::{Finding, Report, Verdict};
 use banger_api::{Code, Problem, Size};
-use banger_host::{command, root, space};
+use banger_host::root::Routed;
+use banger_host::{Network, command, root, space};
 use banger_storage::Driver;
 use banger_vmm::firecracker::Support;
 use banger_vmm::qemu;
@@ -49,7 +50,13 @@ impl Daemon {
             findings.extend(PROGRAMS.iter().map(program_there));
             findings.push(daemon.agent_there());
             findings.push(network(&networks));
+            if networks.is_ok() {
+                findings.push(daemon.firewalls());
+            }
             findings.push(daemon.names());
+            if networks.is_ok() {
+                findings.push(daemon.names_routed());
+            }
             findings.push(daemon.storage(&driver));
             findings.push(daemon.space());
             findings.push(daemon.artifacts_there());
@@ -154,6 +161,48 @@ impl Daemon {
             ),
             None => warn("dns", format!("nothing answers for NAME.{zone}"), "`banger daemon stop`"),
         }
+    }
+
+    /// Whether they do so without being told.
+    fn names_routed(&self) -> Finding {
+        let zone = &self.config.network.zone;
+        let recorded = self.store.networks().map_err(problems::store);
+        let looked = recorded.and_then(|all| {
+            let installation = self.store.installation();
+            let look = |network: Network| {
+                let routed = root::names_are_routed(installation, network.number, zone)
+                    .map_err(|e| problems::host(&e))?;
+                Ok((network.bridge(installation), routed))
+            };
+            all.into_iter().map(|record| look(record.network)).collect::<Result<Vec<_>, Problem>>()
+        });
+        let found = match looked {
+            Ok(found) => found,
+            Err(problem) => return warn("resolver", problem.to_string(), "`resolvectl status`"),
+        };
+        let is = |wanted| found.iter().find(|(_, routed)| *routed == wanted);
+        if let Some((bridge, _)) = is(Routed::No) {
+            return warn(
+                "resolver",
+                format!("systemd-resolved is not told to ask for NAME.{zone} by {bridge}"),
+                "the next start of a VM tells it",
+            );
+        }
+        if let Some((bridge, _)) = is(Routed::Yes) {
+            let text = format!("systemd-resolved asks for NAME.{zone} by {bridge}");
+            return pass("resolver", text);
+        }
+        if is(Routed::NoBridge).is_some() || found.is_empty() {
+            let text =
+                format!("where systemd-resolved runs, it asks for NAME.{zone} while a VM runs");
+            return pass("resolver", text);
+        }
+        pass(
+            "resolver",
+            format!(
+                "no systemd-resolved here: programs resolve NAME.{zone} where their resolver is told to ask; dnsmasq: `server=/{zone}/127.0.0.1#42069` (docs/network.md, \"Names\")"
+            ),
+        )
     }
 
     fn agent_there(&self) -> Finding {

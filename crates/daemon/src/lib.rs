@@ -15,6 +15,7 @@ pub mod dns;
 pub mod doctor;
 pub mod doctor_system;
 pub mod egress;
+mod firewalls;
 pub mod host_facts;
 pub mod ledger;
 pub mod logs;

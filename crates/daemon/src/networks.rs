@@ -6,11 +6,11 @@ use std::sync::Arc;
 use banger_api::network::CreateNetwork;
 use banger_api::{Code, Egress, NetworkName, Problem, VmName, network};
 use banger_host::root::TakenSubnet;
-use banger_host::{MOST_NETWORKS, Mac, Network, root};
+use banger_host::{Installation, MOST_NETWORKS, Mac, Network, root};
 use banger_store::{Deleted, NetworkRecord, Place, VmRecord};
 use banger_vmm::NetworkDevice;
 
-use crate::config::{Subnet, mtu_of};
+use crate::config::{Config, Subnet, mtu_of};
 use crate::daemon::Daemon;
 use crate::operations::Operation;
 use crate::problems;
@@ -259,6 +259,12 @@ impl Daemon {
             vms,
         }
     }
+}
+
+/// The network that the first VM would be in, if nothing of the host's is in its way.
+pub(crate) fn first_choice(config: &Config, installation: &Installation) -> Option<Network> {
+    let configured = &config.network;
+    choices(DEFAULT.0, configured.subnet, configured.mtu, &installation.to_string()).next()
 }
 
 /// The flag that gives a VM this way out.

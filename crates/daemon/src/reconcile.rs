@@ -132,6 +132,9 @@ impl Daemon {
         vm: &VmRecord,
         operation: &Operation,
     ) -> Result<(), Problem> {
+        if let Some(Ok(network)) = vm.place.map(|place| self.network_of(place)) {
+            self.route_names(&network);
+        }
         let vm_now = vm.clone();
         let made = self.blocking(move |daemon| {
             let recorded = daemon.store.claims(&vm_now.id).map_err(problems::store)?;

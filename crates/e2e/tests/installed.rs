@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use banger_e2e::{BUSYBOX, Installed, SYSTEMD, as_root, installed, wait_until};
+use banger_e2e::{BUSYBOX, Installed, SYSTEMD, as_root, installed, run, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// The most that the end of a VMM may take to be seen and cleaned up after, on a host that is itself emulated on a busy machine.
@@ -131,10 +131,32 @@ fn unnoticed(banger: &Installed, what: &str, act: impl FnOnce()) {
 
 #[test]
 #[ignore = "needs the test host"]
+fn every_program_of_the_host_knows_a_vm_by_its_name_as_long_as_it_runs() {
+    installed(|banger| {
+        banger.start(BUSYBOX, "named");
+        let address = banger.vm("named")["address"].as_str().unwrap().to_owned();
+        let asked = || banger.owner(&["getent", "ahostsv4", "named.vm"]);
+        let is_known = || asked().text().contains(&address);
+        // No start waits for the resolver, nor does its restart for anybody.
+        wait_until("systemd-resolved is told", SEEN, is_known);
+        banger.banger(["doctor"]).prints("systemd-resolved asks for NAME.vm");
+        run("systemctl", &["restart", "systemd-resolved"]);
+        wait_until("systemd-resolved remembers", SEEN, is_known);
+        banger.banger(["vm", "stop", "named"]).succeeds();
+        asked().exits(2);
+        banger.banger(["vm", "start", "named"]).succeeds();
+        wait_until("systemd-resolved is told again", SEEN, is_known);
+        banger.delete_all();
+        asked().exits(2);
+    });
+}
+
+#[test]
+#[ignore = "needs the test host"]
 fn a_vm_lives_through_restart_crash_and_upgrade_of_daemon_and_helper() {
     installed(|banger| {
         banger.start(BUSYBOX, "one");
-        let systemctl = |verb: &str, unit: &str| banger_e2e::run("systemctl", &[verb, unit]);
+        let systemctl = |verb: &str, unit: &str| run("systemctl", &[verb, unit]);
         for unit in ["bangerd.service", "banger-helper.service"] {
             unnoticed(banger, unit, || systemctl("restart", unit));
             let pid = banger.unit_pid(unit).unwrap();

@@ -235,6 +235,44 @@ fn names_end_with_the_zone_that_is_configured() {
 }
 
 #[test]
+fn a_firewall_that_keeps_a_vm_in_is_named_and_told_what_to_let_through() {
+    in_world(|world| {
+        let outside = Outside::connect();
+        let port = outside.serve(2);
+        let chain = "{ type filter hook forward priority 0; }";
+        let strict = format!(
+            "add table inet strict; add chain inet strict through {chain}; \
+             add rule inet strict through reject with icmpx admin-prohibited"
+        );
+        world.program("nft", &[&strict]).succeeds();
+        let in_the_way = "chain through of table inet strict: reject with icmpx admin-prohibited";
+        let run =
+            ["vm", "run", "-d", "--name", "out", "--nat", "--image", BUSYBOX, "--memory", "256M"];
+        let begun = world.banger_with(&run, b"");
+        begun.succeeds().complains("a firewall of this host is in the way").complains(in_the_way);
+        assert_ne!(told(world, "out", Outside::ADDRESS, port).0, 0);
+        world.banger(["vm", "set", "out", "--nat", "on"]).succeeds().complains(in_the_way);
+
+        let finding = || {
+            let report = world.banger(["doctor", "--format", "json"]).json();
+            let findings = report["findings"].as_array().unwrap();
+            findings.iter().find(|finding| finding["check"] == "firewall").unwrap().clone()
+        };
+        let remedy = finding()["remedy"].as_str().unwrap().to_owned();
+        for command in remedy.split('`').filter_map(|part| part.strip_prefix("sudo ")) {
+            world.program("sh", &["-c", command]).succeeds();
+        }
+        assert_eq!(finding()["verdict"], "PASS");
+        assert_eq!(told(world, "out", Outside::ADDRESS, port), (0, Outside::HOST.to_owned()));
+        let again = world.banger(["vm", "set", "out", "--nat", "on"]);
+        assert!(!again.succeeds().errors().contains("firewall"), "{}", again.errors());
+        world.program("nft", &["delete table inet strict"]).succeeds();
+        world.delete_all();
+        outside.disconnect();
+    });
+}
+
+#[test]
 fn names_are_answered_again_by_the_next_daemon() {
     in_world(|world| {
         let one = echoing(world, "one", &[]);

@@ -1,5 +1,5 @@
 //! What the helper gives up before it serves: capabilities that no claim needs, the way to gain any, and system calls that
-//! neither it nor nft nor Firecracker's jailer nor Firecracker makes. Its children inherit all of it.
+//! neither it nor nft nor resolvectl nor Firecracker's jailer nor Firecracker makes. Its children inherit all of it.
 
 use std::collections::BTreeMap;
 use std::io;

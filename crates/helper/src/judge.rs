@@ -60,6 +60,10 @@ pub fn judge(act: &Act, policy: &Policy) -> Result<(), Refusal> {
         Act::Acquire { claim } => judge_claim(claim, policy),
         Act::Release { held } => judge_held(held, policy),
         Act::List {} => Ok(()),
+        Act::Firewalls { network } => judge_network(network),
+        // Any number is one of its own networks', or nobody's; what a zone is, its type says: never the root, nor a name of the
+        // resolver's own.
+        Act::RouteNames { number: _, zone: _ } => Ok(()),
         Act::Signal { mark, .. } => ours("mark", mark.installation(), policy),
         Act::Connect { mark, name } => {
             ours("mark", mark.installation(), policy)?;

@@ -10,8 +10,10 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use banger_api::Zone;
 use banger_host::helper_wire::{self as wire, Act, Failure, Message, Reply};
-use banger_host::{Claim, Denied, Held, HostError, Mark, Root};
+use banger_host::root::{Firewalls, Routed};
+use banger_host::{Claim, Denied, Held, HostError, Mark, Network, Root};
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
@@ -48,6 +50,18 @@ pub trait Hands: Send + Sync + 'static {
     /// # Errors
     /// As [`Root::list`].
     fn list(&self) -> Result<Vec<Held>, HostError>;
+
+    /// As [`Root::firewalls`].
+    ///
+    /// # Errors
+    /// As [`Root::firewalls`].
+    fn firewalls(&self, network: &Network) -> Result<Firewalls, HostError>;
+
+    /// As [`Root::route_names`].
+    ///
+    /// # Errors
+    /// As [`Root::route_names`].
+    fn route_names(&self, number: u8, zone: &Zone) -> Result<Routed, HostError>;
 
     /// As [`Root::signal`].
     ///
@@ -90,6 +104,14 @@ impl Hands for Root {
 
     fn list(&self) -> Result<Vec<Held>, HostError> {
         Root::list(self)
+    }
+
+    fn firewalls(&self, network: &Network) -> Result<Firewalls, HostError> {
+        Root::firewalls(self, network)
+    }
+
+    fn route_names(&self, number: u8, zone: &Zone) -> Result<Routed, HostError> {
+        Root::route_names(self, number, zone)
     }
 
     fn signal(&self, mark: &Mark, signal: Signal) -> Result<(), HostError> {
@@ -245,6 +267,14 @@ impl<H: Hands> Service<H> {
             Act::List {} => {
                 let replies = Reply::held(&self.hands.list()?);
                 Ok(Answer { replies, file: None })
+            }
+            Act::Firewalls { network } => {
+                let firewalls = self.hands.firewalls(network)?;
+                Ok(Reply::Firewalls { firewalls }.into())
+            }
+            Act::RouteNames { number, zone } => {
+                let routed = self.hands.route_names(*number, zone)?;
+                Ok(Reply::Names { routed }.into())
             }
             Act::Connect { mark, name } => {
                 let connected = self.hands.connect(mark, name)?;

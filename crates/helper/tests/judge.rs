@@ -141,6 +141,10 @@ fn the_claims_of_every_kind_that_a_real_daemon_makes_are_allowed() {
         judge(&Act::Connect { mark: mark("0"), name: name.to_owned() }, &policy()).unwrap();
     }
     judge(&Act::List {}, &policy()).unwrap();
+    let network = good("bridge")["network"].clone();
+    judge(&act(&json!({ "do": "firewalls", "network": network })), &policy()).unwrap();
+    judge(&act(&json!({ "do": "route_names", "number": 255, "zone": "lab.example" })), &policy())
+        .unwrap();
 }
 
 #[test]

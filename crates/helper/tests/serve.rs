@@ -13,8 +13,10 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use banger_api::Zone;
 use banger_helper::policy::Policy;
 use banger_host::helper_wire::{self as wire, Act, Failure, LONGEST, Reply};
+use banger_host::root::{Firewalls, Routed};
 use banger_host::{Claim, Held, Host, HostError, JailedVmm, Mark, Network, Tap, VmSocket};
 use rustix::fs::Uid;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recv, sendmsg};
@@ -112,6 +114,21 @@ fn what_is_held_is_what_the_daemon_and_the_helper_hold_however_much_it_is() {
     all.push(folder.held());
     all.sort();
     assert_eq!(host.list().unwrap(), all);
+}
+
+#[test]
+fn what_the_helper_sees_of_firewalls_and_of_the_resolver_arrives() {
+    let world = World::new();
+    let host = world.host();
+    let network =
+        Network { number: 0, gateway: [10, 213, 0, 1].into(), prefix: 22, mtu: 1500, peers: false };
+    let seen = Firewalls { obstacles: Vec::new(), legacy: true };
+    assert_eq!(host.firewalls(&network).unwrap(), seen);
+    assert_eq!(host.route_names(7, &Zone::default()).unwrap(), Routed::Yes);
+    assert_eq!(world.hands.log(), ["firewalls 10.213.0.0/22", "route names of network 7"]);
+    let public = Network { gateway: [8, 8, 8, 1].into(), ..network };
+    assert!(chain(&host.firewalls(&public).unwrap_err()).contains("is not private"));
+    assert_eq!(world.hands.log().len(), 2, "nobody has looked");
 }
 
 #[test]

@@ -9,12 +9,16 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use banger_api::Zone;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use rustix::process::Signal;
 
 use crate::helper_wire::{self as wire, Act, Message, Reply, VmmSignal};
-use crate::{Claim, Denied, Held, Host, HostError, LocalHost, Mark, VmSocket, Watched, root};
+use crate::root::{Firewalls, Routed};
+use crate::{
+    Claim, Denied, Held, Host, HostError, LocalHost, Mark, Network, VmSocket, Watched, root,
+};
 
 /// The helper's own deadlines are shorter (20 s for a large guest's end): after this long it does not answer at all.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(60);
@@ -51,6 +55,21 @@ impl HelperHost {
             Reply::Failed(failure) => Err(failure.into()),
             Reply::Held { .. } => Err(failed(nonsense("it lists what is held"))),
             Reply::Denied { .. } => Err(failed(nonsense("it tells what was refused"))),
+            Reply::Firewalls { .. } | Reply::Names { .. } => {
+                Err(failed(nonsense("it is another answer")))
+            }
+        }
+    }
+
+    /// Asks for what has an answer of its own.
+    fn ask_for<T>(&self, act: &Act, answer: fn(Reply) -> Option<T>) -> Result<T, HostError> {
+        let failed = |cause: io::Error| HostError::new(act.describe(), cause);
+        let end = Instant::now() + self.deadline;
+        let connection = self.request(act, &[])?;
+        let message = next(&connection, end).map_err(failed)?;
+        match understood(&message.bytes).map_err(failed)? {
+            Reply::Failed(failure) => Err(failure.into()),
+            reply => answer(reply).ok_or_else(|| failed(nonsense("it is another answer"))),
         }
     }
 
@@ -70,7 +89,10 @@ impl HelperHost {
                     }
                 }
                 Reply::Failed(failure) => return Err(failure.into()),
-                Reply::Done {} | Reply::Denied { .. } => {
+                Reply::Done {}
+                | Reply::Denied { .. }
+                | Reply::Firewalls { .. }
+                | Reply::Names { .. } => {
                     return Err(failed(nonsense("it lists nothing")));
                 }
             }
@@ -142,6 +164,20 @@ impl Host for HelperHost {
         Ok(held)
     }
 
+    fn firewalls(&self, network: &Network) -> Result<Firewalls, HostError> {
+        self.ask_for(&Act::Firewalls { network: *network }, |reply| match reply {
+            Reply::Firewalls { firewalls } => Some(firewalls),
+            _ => None,
+        })
+    }
+
+    fn route_names(&self, number: u8, zone: &Zone) -> Result<Routed, HostError> {
+        self.ask_for(&Act::RouteNames { number, zone: zone.clone() }, |reply| match reply {
+            Reply::Names { routed } => Some(routed),
+            _ => None,
+        })
+    }
+
     fn watch(&self, mark: &Mark) -> Result<Option<Watched>, HostError> {
         self.local.watch(mark)
     }
@@ -176,16 +212,10 @@ impl Host for HelperHost {
     }
 
     fn denied(&self, mark: &Mark) -> Result<Vec<Denied>, HostError> {
-        let act = Act::Denied { mark: mark.clone() };
-        let failed = |cause: io::Error| HostError::new(act.describe(), cause);
-        let end = Instant::now() + self.deadline;
-        let connection = self.request(&act, &[])?;
-        let message = next(&connection, end).map_err(failed)?;
-        match understood(&message.bytes).map_err(failed)? {
-            Reply::Denied { denied } => Ok(denied),
-            Reply::Failed(failure) => Err(failure.into()),
-            Reply::Done {} | Reply::Held { .. } => Err(failed(nonsense("nothing of refusals"))),
-        }
+        self.ask_for(&Act::Denied { mark: mark.clone() }, |reply| match reply {
+            Reply::Denied { denied } => Some(denied),
+            _ => None,
+        })
     }
 }
 

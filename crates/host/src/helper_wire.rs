@@ -16,6 +16,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use banger_api::Zone;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{
@@ -25,7 +26,8 @@ use rustix::net::{
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
-use crate::{Claim, Denied, Held, HostError, Mark};
+use crate::root::{Firewalls, Routed};
+use crate::{Claim, Denied, Held, HostError, Mark, Network};
 
 /// Of what is said here. A daemon and a helper of different versions refuse each other by name.
 pub const VERSION: u32 = 1;
@@ -47,6 +49,10 @@ pub enum Act {
     Release { held: Held },
     /// As [`crate::Host::list`], of what needs root. Braces, so that unknown fields are refused here too.
     List {},
+    /// As [`crate::Host::firewalls`].
+    Firewalls { network: Network },
+    /// As [`crate::Host::route_names`].
+    RouteNames { number: u8, zone: Zone },
     /// As [`crate::Host::signal`], for a jailed VMM.
     Signal { mark: Mark, signal: VmmSignal },
     /// A connection to a socket in a jail; it is the open file of the reply.
@@ -65,6 +71,8 @@ impl Act {
             Act::Acquire { claim } => format!("make {}", claim.held()),
             Act::Release { held } => format!("undo {held}"),
             Act::List {} => "list what is held".to_owned(),
+            Act::Firewalls { .. } => "look at the host's firewalls".to_owned(),
+            Act::RouteNames { .. } => "tell the host's resolver of VMs".to_owned(),
             Act::Signal { mark, .. } => format!("signal the VMM of {mark}"),
             Act::Connect { mark, name } => format!("connect to {name:?} of VM {mark}"),
             Act::Open { mark, addresses, .. } => {
@@ -80,7 +88,7 @@ impl Act {
         match self {
             Act::Acquire { claim } => claim.held().mark().cloned(),
             Act::Release { held } => held.mark().cloned(),
-            Act::List {} => None,
+            Act::List {} | Act::Firewalls { .. } | Act::RouteNames { .. } => None,
             Act::Signal { mark, .. }
             | Act::Connect { mark, .. }
             | Act::Open { mark, .. }
@@ -144,6 +152,12 @@ pub enum Reply {
     /// What was refused to a VM, the latest first; what fits one reply.
     Denied {
         denied: Vec<Denied>,
+    },
+    Firewalls {
+        firewalls: Firewalls,
+    },
+    Names {
+        routed: Routed,
     },
     Failed(Failure),
 }
@@ -433,7 +447,7 @@ mod tests {
     use banger_api::Cidr;
 
     use super::*;
-    use crate::{Guard, Installation, LoopRole, Mac, Nat, Network, Tap};
+    use crate::{Guard, Installation, LoopRole, Mac, Nat, Tap};
 
     const SOON: Duration = Duration::from_secs(5);
 
@@ -472,6 +486,8 @@ mod tests {
             Act::Denied { mark: mark() },
             Act::Release { held: Held::Loop { mark: mark(), role: LoopRole::Disk } },
             Act::List {},
+            Act::Firewalls { network },
+            Act::RouteNames { number: 0, zone: Zone::default() },
             Act::Signal { mark: mark(), signal: VmmSignal::Term },
             Act::Connect { mark: mark(), name: "api.sock".to_owned() },
         ]

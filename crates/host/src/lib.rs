@@ -33,6 +33,8 @@ use std::net::Ipv4Addr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use banger_api::Zone;
+use root::{Firewalls, Routed};
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
@@ -294,6 +296,23 @@ pub trait Host: Send + Sync {
     /// When the machine cannot be looked at.
     fn list(&self) -> Result<Vec<Held>, HostError>;
 
+    /// What others' firewalls on this machine do with what guests of this network send and get. Nothing is known of it
+    /// where nobody here is root: then there are no networks either.
+    ///
+    /// # Errors
+    /// When the rules cannot be read.
+    fn firewalls(&self, _network: &Network) -> Result<Firewalls, HostError> {
+        Ok(Firewalls::default())
+    }
+
+    /// Tells the host's resolver who knows the names of VMs, as long as the bridge of the network of that number is there.
+    ///
+    /// # Errors
+    /// When the resolver is there and cannot be told.
+    fn route_names(&self, _number: u8, _zone: &Zone) -> Result<Routed, HostError> {
+        Ok(Routed::NoBridge)
+    }
+
     /// The VMM of this mark, jailed or not, if it lives, to wait for its end.
     ///
     /// # Errors
@@ -505,6 +524,14 @@ impl Host for LocalHost {
         held.sort();
         held.dedup();
         Ok(held)
+    }
+
+    fn firewalls(&self, network: &Network) -> Result<Firewalls, HostError> {
+        self.root.as_ref().map_or_else(|| Ok(Firewalls::default()), |root| root.firewalls(network))
+    }
+
+    fn route_names(&self, number: u8, zone: &Zone) -> Result<Routed, HostError> {
+        self.root.as_ref().map_or(Ok(Routed::NoBridge), |root| root.route_names(number, zone))
     }
 
     fn watch(&self, mark: &Mark) -> Result<Option<Watched>, HostError> {

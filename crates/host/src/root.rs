@@ -7,6 +7,7 @@ mod bridge;
 mod cgroup;
 mod device_mapper;
 mod dm_snapshot;
+mod firewalls;
 mod guard;
 mod ioctl;
 mod jail;
@@ -22,6 +23,7 @@ mod netlink;
 mod network_tests;
 mod nft;
 mod remove;
+mod resolved;
 mod rules;
 mod tap;
 mod trusted;
@@ -33,23 +35,27 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
+use banger_api::Zone;
 use rustix::event::{Timespec, poll};
 
 pub use abilities::{Abilities, abilities};
 pub use bridge::{TakenSubnet, taken_subnets};
 pub use cgroup::Cgroup;
 pub use dm_snapshot::DmSnapshot;
+pub use firewalls::{Firewalls, Neighbour, Obstacle, Traffic};
 pub use guard::Guard;
 pub use jail::{DeviceSource, Jail, JailDevice, JailFile};
 pub use jailed_vmm::JailedVmm;
 pub use loop_device::{Loop, LoopRole};
 pub use nat::{Denied, Nat};
+pub use resolved::{Routed, names_are_routed};
 pub use rules::{DNS_PORT, for_one as rules_for_one};
 pub use tap::Tap;
 pub use trusted::trusted_program;
 
 use crate::error::HostError;
 use crate::mark::{Installation, Mark};
+use crate::network::Network;
 use crate::process::{Children, Watched};
 use crate::{Claim, Held};
 
@@ -190,6 +196,22 @@ impl Root {
     /// As [`crate::Host::denied`].
     pub fn denied(&self, mark: &Mark) -> Result<Vec<Denied>, HostError> {
         nat::denied(mark)
+    }
+
+    /// As [`crate::Host::firewalls`].
+    ///
+    /// # Errors
+    /// When the rules cannot be read.
+    pub fn firewalls(&self, network: &Network) -> Result<Firewalls, HostError> {
+        firewalls::look(&self.places.installation, network)
+    }
+
+    /// As [`crate::Host::route_names`].
+    ///
+    /// # Errors
+    /// When the resolver is there and cannot be told.
+    pub fn route_names(&self, number: u8, zone: &Zone) -> Result<Routed, HostError> {
+        resolved::route_names(&self.places.installation, number, zone)
     }
 
     /// As [`crate::Host::signal`], for a jailed VMM.

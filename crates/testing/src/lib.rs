@@ -9,7 +9,9 @@ use std::net::Ipv4Addr;
 use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, MutexGuard};
 
-use banger_host::{Claim, Denied, Held, Host, HostError, Mark, VmSocket, Watched};
+use banger_api::Zone;
+use banger_host::root::{Firewalls, Routed};
+use banger_host::{Claim, Denied, Held, Host, HostError, Mark, Network, VmSocket, Watched};
 use rustix::process::Signal;
 
 /// What goes wrong at a call.
@@ -133,6 +135,14 @@ impl<H: Host> Host for Faulty<H> {
 
     fn list(&self) -> Result<Vec<Held>, HostError> {
         self.host.list()
+    }
+
+    fn firewalls(&self, network: &Network) -> Result<Firewalls, HostError> {
+        self.host.firewalls(network)
+    }
+
+    fn route_names(&self, number: u8, zone: &Zone) -> Result<Routed, HostError> {
+        self.host.route_names(number, zone)
     }
 
     fn watch(&self, mark: &Mark) -> Result<Option<Watched>, HostError> {

@@ -17,7 +17,7 @@ use crate::programs::Call;
 const RELEASE: &str = "bookworm";
 
 /// What the host has beside Debian's essential packages.
-const PACKAGES: [&str; 19] = [
+const PACKAGES: [&str; 21] = [
     "systemd",
     "systemd-sysv",
     "dbus",
@@ -30,6 +30,9 @@ const PACKAGES: [&str; 19] = [
     "btrfs-progs",
     "openssh-server",
     "procps",
+    // The host's programs ask it for names, those of VMs among them.
+    "systemd-resolved",
+    "libnss-resolve",
     // What banger's import of images needs.
     "fakeroot",
     "xz-utils",

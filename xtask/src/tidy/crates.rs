@@ -46,7 +46,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("banger-registry", &[]),
     ("banger-storage", &["banger-host"]),
     ("banger-store", &["banger-api", "banger-host"]),
-    ("banger-testing", &["banger-host"]),
+    ("banger-testing", &["banger-api", "banger-host"]),
     ("banger-vmm", &["banger-api", "banger-host", "banger-storage"]),
     ("xtask", &[]),
 ];

@@ -30,8 +30,15 @@ impl Daemon {
         let wanted = Egress::of(request.nat, request.egress.clone());
         if let Some(egress) = wanted.map_err(|e| problems::egress(&e))? {
             operation.stage("egress", format!("{}: it reaches {egress} beyond the host", vm.name));
-            let vm = vm.clone();
-            self.blocking(move |daemon| daemon.set_egress(&vm, &egress)).await??;
+            let leaves = egress != Egress::None && vm.state == State::Running;
+            self.blocking({
+                let vm = vm.clone();
+                move |daemon| daemon.set_egress(&vm, &egress)
+            })
+            .await??;
+            if let Some(place) = vm.place.filter(|_| leaves) {
+                self.note_firewalls(&vm, self.network_of(place)?, operation).await;
+            }
         }
         if !request.publish.is_empty() || !request.unpublish.is_empty() {
             operation.stage("ports", format!("{}: changing what it publishes", vm.name));

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use banger_api::image::GuestImage;
 use banger_api::vm::State;
-use banger_api::{Code, Problem, VmId};
+use banger_api::{Code, Egress, Problem, VmId};
 use banger_host::{Mark, VmSocket};
 use banger_store::VmRecord;
 use banger_vmm::channel::Mux;
@@ -71,6 +71,11 @@ impl Daemon {
         if let Some(place) = vm.place {
             self.gates.begin(place.address, &mark, &vm.egress);
         }
+        let used = network.as_ref().map(|device| device.network);
+        let leaving = network
+            .as_ref()
+            .filter(|device| device.egress != Egress::None)
+            .map(|device| device.network);
         let machine = plan::machine(vm, &mark, driver, &boot, &self.places, uids, network);
         if uids.is_some() && machine.uid.is_none() {
             return Err(no_uid(vm, self.uids));
@@ -91,6 +96,9 @@ impl Daemon {
             ledger::acquire(daemon.host.as_ref(), &claims).map_err(|e| problems::host(&e))
         })
         .await??;
+        if let Some(network) = used {
+            self.route_names(&network);
+        }
         let watched = self.watched(&mark).await?.ok_or_else(|| ended(vm))?;
         if let Some(api) = vmm.api() {
             operation.stage("machine", "telling the VMM what to run");
@@ -102,7 +110,19 @@ impl Daemon {
             }
         }
         operation.stage("boot", format!("booting {} ({})", vm.name, vmm.name()));
-        let record = self.await_ready(vm, slot, watched, &vmm.agent(), operation).await?;
+        let agent = vmm.agent();
+        let ready = self.await_ready(vm, slot, watched, &agent, operation);
+        let record = match leaving {
+            None => ready.await?,
+            // The guest boots meanwhile, and is not waited for longer because of this.
+            Some(network) => {
+                tokio::pin!(ready);
+                tokio::select! {
+                    ready = &mut ready => ready?,
+                    () = self.note_firewalls(vm, network, operation) => ready.await?,
+                }
+            }
+        };
         self.serve_ports(&vm.id, slot, ports);
         Ok(record)
     }

@@ -14,10 +14,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
+use banger_api::Zone;
 use banger_helper::policy::{Machine, Policy, Uids};
 use banger_helper::serve::{Hands, serve};
+use banger_host::root::{Firewalls, Routed};
 use banger_host::{
-    Claim, Denied, Held, HelperHost, HostError, Installation, LocalHost, Mark, Places,
+    Claim, Denied, Held, HelperHost, HostError, Installation, LocalHost, Mark, Network, Places,
 };
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
@@ -116,6 +118,16 @@ impl Hands for Noted {
     fn list(&self) -> Result<Vec<Held>, HostError> {
         self.note("list".to_owned(), None)?;
         Ok(self.0.0.lock().unwrap().held.clone())
+    }
+
+    fn firewalls(&self, network: &Network) -> Result<Firewalls, HostError> {
+        self.note(format!("firewalls {}", network.subnet()), None)?;
+        Ok(Firewalls { obstacles: Vec::new(), legacy: true })
+    }
+
+    fn route_names(&self, number: u8, _zone: &Zone) -> Result<Routed, HostError> {
+        self.note(format!("route names of network {number}"), None)?;
+        Ok(Routed::Yes)
     }
 
     fn signal(&self, mark: &Mark, signal: Signal) -> Result<(), HostError> {

@@ -3,6 +3,9 @@
 
 mod peers;
 
+mod firewalls;
+mod uplinks;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};

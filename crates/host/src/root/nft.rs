@@ -29,6 +29,12 @@ pub(super) fn read(installation: &Installation) -> io::Result<Found> {
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
+/// Everybody's tables, as JSON, and as text with the handle of each rule.
+pub(super) fn everything() -> io::Result<(Value, String)> {
+    let text = command::run_with_input(&program()?, &["-a", "list", "ruleset"], b"")?;
+    Ok((run(&["-j", "list", "ruleset"], None)?, text))
+}
+
 /// Changes what is there, with nobody else of this process in between, and gives what it was made.
 pub(super) fn change(
     installation: &Installation,
