@@ -142,8 +142,13 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let socket = folder.path().join("resolved");
             let mark = test_mark();
-            let network =
-                Network { number: 0, gateway: [10, 213, 4, 1].into(), prefix: 22, mtu: 1500 };
+            let network = Network {
+                number: 0,
+                gateway: [10, 213, 4, 1].into(),
+                prefix: 22,
+                mtu: 1500,
+                peers: false,
+            };
             let name = network.bridge(mark.installation());
             assert_eq!(tell(&socket, &name, &Zone::default()).unwrap(), Routed::NoResolver);
             let listener = UnixListener::bind(&socket).unwrap();
@@ -170,8 +175,13 @@ mod tests {
     fn this_network_shows_a_bridge_that_is_up() {
         in_own_network(|| {
             let mark = test_mark();
-            let network =
-                Network { number: 0, gateway: [10, 213, 4, 1].into(), prefix: 22, mtu: 1500 };
+            let network = Network {
+                number: 0,
+                gateway: [10, 213, 4, 1].into(),
+                prefix: 22,
+                mtu: 1500,
+                peers: false,
+            };
             bridge::acquire(mark.installation(), &network).unwrap();
             let name = network.bridge(mark.installation());
             let index = netlink::link(&name).unwrap().unwrap().index;
