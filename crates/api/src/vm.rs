@@ -122,10 +122,10 @@ pub struct CreateVm {
     pub network: Option<NetworkName>,
     /// The same as `egress` all.
     pub nat: bool,
-    /// Ports of the host's that lead to its own. One with port 0 gets a free one, which it keeps.
-    pub published: Vec<PublishedPort>,
     /// What it may reach beyond the host, under the host's address; nothing when absent.
     pub egress: Option<Egress>,
+    /// Ports of the host's that lead to its own. One with port 0 gets a free one, which it keeps.
+    pub published: Vec<PublishedPort>,
     pub start: bool,
     /// The VM goes when the connection of this request ends: the daemon keeps the stream open after `done`
     /// and deletes the VM when the client closes it.
@@ -138,11 +138,11 @@ pub struct CreateVm {
 pub struct SetVm {
     /// The same as `egress` all, or none.
     pub nat: Option<bool>,
+    pub egress: Option<Egress>,
     /// Ports that are published from now on.
     pub publish: Vec<PublishedPort>,
     /// Ports of the host's that are no longer; taken back before others are published.
     pub unpublish: Vec<HostPort>,
-    pub egress: Option<Egress>,
 }
 
 /// What a VM was refused beyond its host. GET /v1/vms/VM/refused has them, the earliest first.

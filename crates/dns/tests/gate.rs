@@ -6,7 +6,7 @@ mod support;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex};
 
-use banger_dns::{Gate, Guests, Judgement, Subnet};
+use banger_dns::{Gate, Guests, Judgement};
 use futures_util::future::{BoxFuture, FutureExt as _};
 use support::Server;
 use tokio::net::UdpSocket;
@@ -84,7 +84,7 @@ async fn scene(shut: bool) -> Scene {
     let (port, asked) = nameserver().await;
     let folder = tempfile::tempdir().unwrap();
     let gate = Arc::new(Noted { shut, ..Noted::default() });
-    let mut settings = Guests::new(vec![Subnet::new(Ipv4Addr::LOCALHOST, 8).unwrap()]);
+    let mut settings = Guests::new(support::subnets());
     settings.resolv_conf = folder.path().join("resolv.conf");
     std::fs::write(&settings.resolv_conf, format!("nameserver {UPSTREAM}\n")).unwrap();
     settings.upstream_port = port;

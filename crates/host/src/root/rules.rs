@@ -123,7 +123,7 @@ pub(super) fn read(installation: &Installation, listings: &[Value]) -> Found {
                 for element in body["elem"].as_array().into_iter().flatten() {
                     match name {
                         "subnets" => subnets.extend(lists::read_subnet(element)),
-                        "senders" | "ways_out" | "listed" => {
+                        "senders" | "peers" | "ways_out" | "listed" => {
                             read_element(name, element, &mut rules)
                         }
                         _ => passing.read(name, element),
