@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use banger_api::daemon::{Finding, Report, Verdict};
-use banger_api::{Code, Problem, Size};
+use banger_api::{Code, Problem, Size, Zone};
 use banger_host::root::Routed;
 use banger_host::{Network, command, root, space};
 use banger_storage::Driver;
@@ -182,10 +182,15 @@ impl Daemon {
         };
         let is = |wanted| found.iter().find(|(_, routed)| *routed == wanted);
         if let Some((bridge, _)) = is(Routed::No) {
+            // Who is asked for other zones is root's to say.
+            let by_hand = format!(
+                "`sudo resolvectl dns {bridge} 127.0.0.1:42069`; `sudo resolvectl domain {bridge} '~{zone}'`"
+            );
+            let is_told = *zone == Zone::default();
             return warn(
                 "resolver",
                 format!("systemd-resolved is not told to ask for NAME.{zone} by {bridge}"),
-                "the next start of a VM tells it",
+                if is_told { "the next start of a VM tells it" } else { &by_hand },
             );
         }
         if let Some((bridge, _)) = is(Routed::Yes) {

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::Ipv4Addr;
 
+use banger_api::Zone;
 use banger_api::egress::{MOST_ITEMS, is_public};
 use banger_host::helper_wire::Act;
 use banger_host::root::{DeviceSource, JailDevice, JailFile};
@@ -61,9 +62,13 @@ pub fn judge(act: &Act, policy: &Policy) -> Result<(), Refusal> {
         Act::Release { held } => judge_held(held, policy),
         Act::List {} => Ok(()),
         Act::Firewalls { network } => judge_network(network),
-        // Any number is one of its own networks', or nobody's; what a zone is, its type says: never the root, nor a name of the
-        // resolver's own.
-        Act::RouteNames { number: _, zone: _ } => Ok(()),
+        // Any number is one of its own networks', or nobody's. But who answers for another zone than `vm`, such as `com`, would
+        // be asked for names that other users of the host look up.
+        Act::RouteNames { number: _, zone } => rule(*zone == Zone::default(), "zone", || {
+            format!(
+                "{zone} may be other people's: who is asked for it is root's to say, by resolvectl"
+            )
+        }),
         Act::Signal { mark, .. } => ours("mark", mark.installation(), policy),
         Act::Connect { mark, name } => {
             ours("mark", mark.installation(), policy)?;

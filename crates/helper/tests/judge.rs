@@ -143,8 +143,16 @@ fn the_claims_of_every_kind_that_a_real_daemon_makes_are_allowed() {
     judge(&Act::List {}, &policy()).unwrap();
     let network = good("bridge")["network"].clone();
     judge(&act(&json!({ "do": "firewalls", "network": network })), &policy()).unwrap();
-    judge(&act(&json!({ "do": "route_names", "number": 255, "zone": "lab.example" })), &policy())
-        .unwrap();
+    judge(&act(&json!({ "do": "route_names", "number": 255, "zone": "vm" })), &policy()).unwrap();
+}
+
+#[test]
+fn names_of_other_people_are_not_led_to_the_daemon() {
+    for zone in ["com", "lab.example", "internal", "x.vm"] {
+        let act = act(&json!({ "do": "route_names", "number": 0, "zone": zone }));
+        let refusal = judge(&act, &policy()).unwrap_err().to_string();
+        assert!(refusal.contains("resolvectl"), "{refusal}");
+    }
 }
 
 #[test]

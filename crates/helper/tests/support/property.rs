@@ -81,6 +81,7 @@ fn harmless_text(key: &str, text: &str, mark: &str) {
             ["api.sock", "agent.sock"].contains(&text)
                 || (plain(b"-") && !["firecracker", "dev", "run"].contains(&text))
         }
+        "zone" => text == "vm",
         "role" => ["image", "disk"].contains(&text),
         "signal" => ["HUP", "INT", "QUIT", "KILL", "TERM"].contains(&text),
         "do" => {
