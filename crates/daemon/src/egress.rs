@@ -224,9 +224,10 @@ impl Gate for Gates {
         // An address that no VM has is nobody's, and what it asks is not answered.
         let Some(guest) = guests.get_mut(&guest) else { return Judgement::Refused };
         match &guest.egress {
-            Egress::None | Egress::All => Judgement::Free,
+            Egress::All => Judgement::Free,
             Egress::Allow(list) if list.names(name) => Judgement::Watched,
-            Egress::Allow(_) => {
+            // A question that is passed on says something to whoever runs the name's zone.
+            Egress::None | Egress::Allow(_) => {
                 guest.refuse(name);
                 Judgement::Refused
             }
@@ -383,6 +384,8 @@ mod tests {
             Judgement::Refused,
             "that is nobody"
         );
+        gates.learn(GUEST, &mark(), &Egress::None);
+        assert_eq!(gates.judge(GUEST, "a.example"), Judgement::Refused);
         gates.learn(GUEST, &mark(), &Egress::All);
         assert_eq!(gates.judge(GUEST, "evil.example"), Judgement::Free);
     }
