@@ -51,6 +51,8 @@ pub(crate) fn build_e2e(log: &mut Log) -> Result<Vec<TestProgram>, Failure> {
     let call = Call::cargo().args(["test", "--no-run", "--workspace"]);
     let call = call.args(names.iter().flat_map(|name| ["--test", name]));
     let mut programs = built(call, log)?;
+    // Other crates may have tests of the same name.
+    programs.retain(|program| Path::new(E2E).ends_with(&program.of));
     programs.sort_by_key(TestProgram::title);
     Ok(programs)
 }

@@ -76,7 +76,10 @@ fn a_port_that_is_none_is_refused_with_the_rule_and_a_forward_needs_a_running_vm
         (&["vm", "run", "-p", "80:http"][..], "a port is a number from 1 to 65535"),
         (&["vm", "create", "-p", "localhost:80:80"], "127.0.0.1, 0.0.0.0, [::1]"),
         (&["vm", "forward", "web", "80/sctp"], "the protocol is tcp or udp"),
-        (&["vm", "set", "web"], "<--nat <NAT>|--publish <PORT>|--unpublish <PORT>>"),
+        (
+            &["vm", "set", "web"],
+            "<--nat <NAT>|--egress <POLICY>|--publish <PORT>|--unpublish <PORT>>",
+        ),
     ] {
         let refused = world.banger(words).output().unwrap();
         let said = String::from_utf8_lossy(&refused.stderr).into_owned();

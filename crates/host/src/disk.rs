@@ -6,6 +6,7 @@ use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -74,15 +75,14 @@ pub(crate) fn is_there(path: &Path) -> bool {
 /// Whether files in `folder` can share blocks with `base`: tried with one block of it.
 #[must_use]
 pub fn reflink_works(base: &Path, folder: &Path) -> bool {
-    let probe = folder.join(format!(".reflink-probe-{}", std::process::id()));
-    let cloned = (|| {
+    let cloned = || {
         let source = File::open(base).ok()?;
-        let target = create(&probe).ok()?;
+        // Without a name, so that whoever dies here leaves nothing. Filesystems that share blocks have such files.
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let target = rustix::fs::open(folder, flags, Mode::RUSR | Mode::WUSR).ok()?;
         rustix::fs::ioctl_ficlone(&target, &source).ok()
-    })();
-    // A probe that stays behind is found by the next one, which truncates and removes it.
-    drop(fs::remove_file(&probe));
-    cloned.is_some()
+    };
+    cloned().is_some()
 }
 
 fn half_made(path: &Path) -> PathBuf {

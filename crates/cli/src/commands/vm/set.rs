@@ -13,7 +13,7 @@ use crate::{completion, operation, render};
 
 /// Change VMs, at once if they run
 #[derive(Debug, clap::Args)]
-#[command(group = ArgGroup::new("what").required(true).multiple(true).args(["nat", "publish", "unpublish"]))]
+#[command(group = ArgGroup::new("what").required(true).multiple(true).args(["nat", "egress", "publish", "unpublish"]))]
 #[command(after_help = "Examples:
   banger vm set web --nat on            it reaches the internet from now on
   banger vm set web db --nat off
