@@ -25,6 +25,7 @@ mod nft;
 mod remove;
 mod resolved;
 mod rules;
+mod tables;
 mod tap;
 mod trusted;
 mod uevents;

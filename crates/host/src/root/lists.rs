@@ -16,7 +16,8 @@ use std::net::Ipv4Addr;
 use banger_api::Cidr;
 use serde_json::{Value, json};
 
-use super::rules::{Table, elements, matches, meta, payload};
+use super::rules::elements;
+use super::tables::{Table, matches, meta, payload};
 use crate::mark::{Installation, Mark};
 
 /// Addresses that one VM may reach by names at a time.
