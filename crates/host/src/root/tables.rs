@@ -95,6 +95,16 @@ fn inet(installation: &Installation) -> Vec<Value> {
         ),
         ("guest_to_world", vec![among_peers(), accept()]),
         // One guest to another: their ports are isolated, and the host answers in the other's place.
+        // The kernel tells the first packet of each a better way (ICMP redirect), and is then slow to say no by ICMP: they share
+        // one rate (`inet_peer_xrlim_allow`).
+        (
+            "guest_to_world",
+            vec![
+                to_guest(),
+                meta("l4proto", "==", "tcp"),
+                json!({ "reject": { "type": "tcp reset" } }),
+            ],
+        ),
         ("guest_to_world", vec![to_guest(), forbidden()]),
         ("guest_to_world", vec![matches(&payload("ip", "daddr"), "==", link_local), to("refused")]),
         ("guest_to_world", vec![may_leave("saddr"), accept()]),
