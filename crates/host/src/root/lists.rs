@@ -17,7 +17,7 @@ use banger_api::Cidr;
 use serde_json::{Value, json};
 
 use super::rules::elements;
-use super::tables::{Table, matches, meta, payload};
+use super::tables::{TCP, Table, UDP, matches, meta, payload, protocol_is};
 use crate::mark::{Installation, Mark};
 
 /// Addresses that one VM may reach by names at a time.
@@ -73,7 +73,7 @@ impl Passing {
             ("denied", [protocol, port]) => {
                 let port = port.as_u64().and_then(|port| u16::try_from(port).ok());
                 let Some(port) = port else { return };
-                let attempt = Attempt { address, is_udp: protocol == "udp", port };
+                let attempt = Attempt { address, is_udp: *protocol == UDP, port };
                 self.denied.insert((guest, attempt), left);
             }
             _ => {}
@@ -170,7 +170,7 @@ fn timed(whose: &Pair, seconds: u32) -> Value {
 
 fn denial((guest, attempt): &(Ipv4Addr, Attempt)) -> Value {
     let Attempt { address, is_udp, port } = attempt;
-    json!({ "concat": [guest, address, if *is_udp { "udp" } else { "tcp" }, port] })
+    json!({ "concat": [guest, address, if *is_udp { UDP } else { TCP }, port] })
 }
 
 fn address(text: &Value) -> Option<Ipv4Addr> {
@@ -233,9 +233,7 @@ pub(super) fn rules(answers: &Value, forbidden: &Value) -> Vec<(&'static str, Ve
     let asked = json!({ "ct": { "key": "ip daddr", "dir": "original" } });
     let there = concat([from.clone(), to.clone()]);
     let back = concat([to.clone(), asked]);
-    let with_ports = || {
-        matches(&json!({ "meta": { "key": "l4proto" } }), "==", json!({ "set": ["tcp", "udp"] }))
-    };
+    let with_ports = || protocol_is(json!({ "set": [TCP, UDP] }));
     let port = payload("th", "dport");
     let names = json!({ "set": [53, 853] });
     let note =

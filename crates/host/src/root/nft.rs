@@ -21,7 +21,8 @@ pub(super) fn read(installation: &Installation) -> io::Result<Found> {
     let mut listings = Vec::new();
     for (family, number) in FAMILIES {
         if netlink::has_table(number, &table)? {
-            listings.push(run(&["-j", "list", "table", family, &table], None)?);
+            listings
+                .push(run(&["-j", "--numeric-protocol", "list", "table", family, &table], None)?);
         }
     }
     Ok(rules::read(installation, &listings))

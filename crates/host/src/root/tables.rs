@@ -85,10 +85,7 @@ fn inet(installation: &Installation) -> Vec<Value> {
             "guest_to_host",
             vec![to_gateway(), matches(&payload("icmp", "type"), "==", "echo-request"), accept()],
         ),
-        (
-            "guest_to_host",
-            vec![meta("l4proto", "==", "tcp"), json!({ "reject": { "type": "tcp reset" } })],
-        ),
+        ("guest_to_host", vec![protocol_is(TCP), json!({ "reject": { "type": "tcp reset" } })]),
         (
             "guest_to_host",
             vec![json!({ "reject": { "type": "icmpx", "expr": "port-unreachable" } })],
@@ -99,11 +96,7 @@ fn inet(installation: &Installation) -> Vec<Value> {
         // one rate (`inet_peer_xrlim_allow`).
         (
             "guest_to_world",
-            vec![
-                to_guest(),
-                meta("l4proto", "==", "tcp"),
-                json!({ "reject": { "type": "tcp reset" } }),
-            ],
+            vec![to_guest(), protocol_is(TCP), json!({ "reject": { "type": "tcp reset" } })],
         ),
         ("guest_to_world", vec![to_guest(), forbidden()]),
         ("guest_to_world", vec![matches(&payload("ip", "daddr"), "==", link_local), to("refused")]),
@@ -221,6 +214,15 @@ pub(super) fn matches(left: &Value, op: &str, right: impl Into<Value>) -> Value 
 
 pub(super) fn meta(key: &str, op: &str, value: &str) -> Value {
     matches(&json!({ "meta": { "key": key } }), op, value)
+}
+
+/// IANA's numbers. nft knows names only on a host with /etc/protocols.
+pub(super) const TCP: u8 = 6;
+pub(super) const UDP: u8 = 17;
+
+/// The protocol above IP, as the list of [`super::nft`] has it: by its number.
+pub(super) fn protocol_is(number: impl Into<Value>) -> Value {
+    matches(&json!({ "meta": { "key": "l4proto" } }), "==", number)
 }
 
 pub(super) fn payload(protocol: &str, field: &str) -> Value {
