@@ -16,6 +16,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::Problem;
 
+/// Ports of the host that may be exposed to one VM.
+pub const MOST_EXPOSED: usize = 64;
+
 /// What the streams to a guest's port are upgraded to: see the crate `banger-forward` for what they carry.
 pub const UPGRADE: &str = "banger-port";
 

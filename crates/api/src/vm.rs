@@ -1,5 +1,6 @@
 //! VMs as the API shows them, and the requests about them.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::Ipv4Addr;
 
@@ -71,6 +72,9 @@ pub struct Vm {
     /// Ports of the host's that lead to its own, while it runs.
     #[serde(default)]
     pub published: Vec<PublishedPort>,
+    /// TCP ports of the host's loopback that it reaches at `host.banger.internal`.
+    #[serde(default)]
+    pub exposed: BTreeSet<u16>,
     /// What it may reach beyond the host.
     #[serde(default)]
     pub egress: Egress,
@@ -126,6 +130,8 @@ pub struct CreateVm {
     pub egress: Option<Egress>,
     /// Ports of the host's that lead to its own. One with port 0 gets a free one, which it keeps.
     pub published: Vec<PublishedPort>,
+    /// TCP ports of the host's loopback that it reaches at `host.banger.internal`; at most [`crate::ports::MOST_EXPOSED`].
+    pub exposed: BTreeSet<u16>,
     pub start: bool,
     /// The VM goes when the connection of this request ends: the daemon keeps the stream open after `done`
     /// and deletes the VM when the client closes it.

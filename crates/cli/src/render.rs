@@ -99,6 +99,10 @@ impl Shown for Vm {
             fields.push(("egress", beyond));
         }
         fields.extend(ports(self).map(|ports| ("ports", ports)));
+        if !self.exposed.is_empty() {
+            let all = self.exposed.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            fields.push(("exposed", format!("{all} of the host, at host.banger.internal")));
+        }
         if self.ephemeral {
             fields.push(("ephemeral", "deleted when the command that made it ends".to_owned()));
         }

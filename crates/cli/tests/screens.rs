@@ -349,7 +349,7 @@ fn a_detached_run_prints_the_vms_name() {
         .code(0)
         .stdout_eq("x: running\n");
     assert!(world.saw(
-        r#"POST /v1/vms {"name":"x","image":null,"kernel":null,"cpus":2,"memory_bytes":2147483648,"disk_bytes":null,"init":"auto","entrypoint":true,"network":null,"nat":false,"egress":null,"published":[],"start":true,"ephemeral":false}"#
+        r#"POST /v1/vms {"name":"x","image":null,"kernel":null,"cpus":2,"memory_bytes":2147483648,"disk_bytes":null,"init":"auto","entrypoint":true,"network":null,"nat":false,"egress":null,"published":[],"exposed":[],"start":true,"ephemeral":false}"#
     ));
     let output = world.banger(&["vm", "run", "-d", "--format", "json"]).output().unwrap();
     let vm: banger_api::vm::Vm = serde_json::from_slice(&output.stdout).unwrap();
@@ -509,6 +509,9 @@ The VM:
   -p, --publish <PORT>   Lead a port of this host to one of its own while it runs:
                          [ADDRESS:]HOST:GUEST[/udp]; 127.0.0.1 if no address is given, the same port
                          for one number, a free one that it keeps for HOST 0
+      --expose <PORT>    Let it reach a service of this host that listens on 127.0.0.1 or ::1 at
+                         this TCP port, as host.banger.internal:PORT; may be given up to 64 times:
+                         --expose 5432 --expose 11434
       --egress <POLICY>  What it may reach beyond the host: none, all (the same as --nat), or allow:
                          and domains, addresses and subnets, such as
                          allow:github.com,*.debian.org,203.0.113.0/24

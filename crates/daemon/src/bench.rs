@@ -65,6 +65,7 @@ async fn plan_start(daemon: &Arc<Daemon>, operation: &Operation) -> Result<Start
         address: Ipv4Addr::new(10, 213, 0, 2),
         mac: Mac::of(&mark),
         egress: Egress::None,
+        exposed: [].into(),
         zone: Zone::default(),
     };
     let machine = plan::machine(
@@ -82,6 +83,7 @@ async fn plan_start(daemon: &Arc<Daemon>, operation: &Operation) -> Result<Start
         network: network.network,
         address: network.address,
         mac: network.mac,
+        exposed: [].into(),
     });
     let mut planned = StartPlan {
         rules,
@@ -168,6 +170,7 @@ async fn default_vm(
         network: None,
         egress: Egress::None,
         published: Vec::new(),
+        exposed: [].into(),
     };
     let boot = Boot {
         image: image_file,

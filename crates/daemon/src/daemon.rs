@@ -19,6 +19,7 @@ use tokio::sync::{OnceCell, Semaphore, watch};
 use crate::config::{Config, UidRange};
 use crate::dns::Dns;
 use crate::egress::Gates;
+use crate::exposed::Exposures;
 use crate::host_facts::{self, HostFacts};
 use crate::making::Making;
 use crate::operations::Operations;
@@ -77,6 +78,8 @@ pub struct Daemon {
     pub dns: Dns,
     /// Which names guests may ask for.
     pub gates: Arc<Gates>,
+    /// Where guests come to services of the host.
+    pub exposures: Exposures,
     facts: OnceCell<HostFacts>,
     /// Set when this host was found to be able to give VMs network devices.
     pub(crate) network_abilities: OnceCell<()>,
@@ -109,6 +112,7 @@ impl Daemon {
             boots: Semaphore::new(config.boots_at_once),
             dns: Dns::new(&config.network.zone),
             gates: Arc::new(Gates::new(Arc::clone(&host))),
+            exposures: Exposures::default(),
             folders,
             config,
             store,

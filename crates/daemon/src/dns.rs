@@ -76,7 +76,7 @@ impl Dns {
 
 impl Daemon {
     /// Answers the host for the names of VMs. Without it VMs run as well; `doctor` says so.
-    pub fn serve_names(&self) {
+    pub fn serve_names(self: &Arc<Self>) {
         if let Err(why) = self.dns.serve(Ipv4Addr::LOCALHOST, None) {
             tracing::warn!(%why, "the host will not be told the names of VMs");
         }
@@ -84,6 +84,12 @@ impl Daemon {
         for vm in self.store.vms().unwrap_or_default() {
             if let Some(place) = vm.place {
                 self.gates.learn(place.address, &self.mark(&vm.id), &vm.egress);
+                if !vm.exposed.is_empty()
+                    && let Err(problem) =
+                        self.network_of(place).and_then(|network| self.serve_exposed(&network))
+                {
+                    tracing::warn!(vm = %vm.name, %problem, "it reaches nothing that is exposed to it");
+                }
             }
         }
         for record in self.store.networks().unwrap_or_default() {

@@ -15,6 +15,7 @@ pub mod dns;
 pub mod doctor;
 pub mod doctor_system;
 pub mod egress;
+pub mod exposed;
 mod firewalls;
 pub mod host_facts;
 pub mod ledger;

@@ -129,6 +129,7 @@ impl Daemon {
         match self.store.delete_network(name).map_err(problems::store)? {
             Deleted::Yes(network) => {
                 self.dns.end(network.gateway);
+                self.exposures.end(network.gateway);
                 self.publish_names();
                 Ok(())
             }
@@ -216,11 +217,20 @@ impl Daemon {
                 if let Err(why) = self.serve_network(&network) {
                     operation.note(format!("{} has no DNS server: {why}", vm.name));
                 }
+                if !vm.exposed.is_empty()
+                    && let Err(problem) = self.serve_exposed(&network)
+                {
+                    operation.note(format!(
+                        "{} reaches nothing that is exposed to it: {problem}",
+                        vm.name
+                    ));
+                }
                 Ok(Some(NetworkDevice {
                     network,
                     address: place.address,
                     mac: Mac::of(&self.mark(&vm.id)),
                     egress: vm.egress.clone(),
+                    exposed: vm.exposed.clone(),
                     zone: self.config.network.zone.clone(),
                 }))
             }

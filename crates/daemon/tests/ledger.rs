@@ -156,6 +156,7 @@ impl World {
             address: Ipv4Addr::new(10, 213, 0, 2),
             mac: Mac::of(&mark),
             egress: Egress::All,
+            exposed: [5432].into(),
             zone: Zone::default(),
         });
         let machine = plan::machine(&vm, &mark, driver, &boot, &places, uids, network);
@@ -307,6 +308,7 @@ fn vm() -> VmRecord {
         network: None,
         egress: Egress::None,
         published: Vec::new(),
+        exposed: [].into(),
     }
 }
 

@@ -169,6 +169,13 @@ pub(crate) struct Found {
     pub(crate) pointers: Vec<Vec<u8>>,
 }
 
+impl Found {
+    /// A zone that is one name with this address, for ever.
+    pub(crate) fn alone(address: Ipv4Addr) -> Self {
+        Self { apex: 0, serial: 1, exists: true, address: Some(address), pointers: Vec::new() }
+    }
+}
+
 impl Table {
     fn changed(&mut self) {
         self.serial = self.serial.wrapping_add(1);

@@ -31,7 +31,8 @@ pub fn table() -> Names {
 /// When an answer is not one to this packet, or longer than the asker takes.
 pub fn holds(packet: &[u8], names: &Names) {
     let subnets = [Subnet::new(Ipv4Addr::new(10, 213, 0, 2), 32).expect("a subnet")];
-    let guest = |ipv6| Asker::Guest { ipv6, subnets: &subnets };
+    let host = Ipv4Addr::new(10, 213, 0, 1);
+    let guest = |ipv6| Asker::Guest { ipv6, subnets: &subnets, host };
     let askers = [Asker::Host, Asker::Stranger, guest(false), guest(true)];
     for asker in askers {
         for transport in [Transport::Udp, Transport::Tcp] {

@@ -43,8 +43,8 @@ pub(crate) enum Asker<'a> {
     /// Somebody on the host. Gets our zones and nothing else.
     Host,
     /// A guest: of our zones what is in these subnets, and all other names from the host's nameservers, with their IPv6
-    /// addresses or without.
-    Guest { ipv6: bool, subnets: &'a [Subnet] },
+    /// addresses or without; and where the host is for it.
+    Guest { ipv6: bool, subnets: &'a [Subnet], host: Ipv4Addr },
     /// Nobody who is answered here.
     Stranger,
 }
@@ -196,6 +196,10 @@ fn edns(message: &Message<[u8]>) -> Option<Option<Edns>> {
 /// could use in its stead (RFC 9462, 4), which are the host's and not for them.
 const OF_THE_RESOLVER: &[u8] = b"\x08resolver\x04arpa\x00";
 
+/// The host, as a guest may call it: a zone of its own, below a domain that nobody has in the world (`internal`, which ICANN
+/// reserved for private use in 2024).
+const THE_HOST: &[u8] = b"\x04host\x06banger\x08internal\x00";
+
 impl Query {
     fn reply(self, names: &Names, asker: Asker<'_>) -> Reply {
         if self.edns.is_some_and(|edns| edns.version > 0) {
@@ -221,6 +225,9 @@ impl Query {
             _ => {}
         }
         let canonical = self.name.as_slice().to_ascii_lowercase();
+        if let (Asker::Guest { host, .. }, THE_HOST) = (asker, canonical.as_slice()) {
+            return self.known(&Found::alone(host));
+        }
         if let Some(found) = names.find(&canonical, sees) {
             return self.known(&found);
         }

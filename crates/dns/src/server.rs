@@ -156,7 +156,9 @@ impl Service {
             IpAddr::V6(_) => false,
         };
         match guest {
-            true => Asker::Guest { ipv6: settings.ipv6, subnets: &settings.subnets },
+            true => {
+                Asker::Guest { ipv6: settings.ipv6, subnets: &settings.subnets, host: guests.own }
+            }
             false => Asker::Stranger,
         }
     }

@@ -117,6 +117,22 @@ async fn names_of_vms_are_nobodys_to_refuse() {
 }
 
 #[tokio::test]
+async fn the_host_has_a_name_for_guests_whatever_they_may_ask_for() {
+    let scene = scene(true).await;
+    for name in ["host.banger.internal", "HOST.banger.internal +tcp"] {
+        let answer = scene.server.asked(name).await;
+        assert!(answer.starts_with("NOERROR\nqr aa rd ra\n"), "{answer}");
+        assert!(answer.contains(" 0 IN A 127.0.0.5"), "its own address: {answer}");
+    }
+    let none = scene.server.asked("host.banger.internal AAAA").await;
+    assert!(none.starts_with("NOERROR") && none.contains(" IN SOA "), "{none}");
+    assert!(scene.server.asked("other.banger.internal").await.starts_with("REFUSED"));
+    assert_eq!(scene.asked.lock().unwrap().len(), 0, "nobody else is asked");
+    let for_the_host = Server::authoritative();
+    assert_eq!(for_the_host.asked("host.banger.internal").await, "REFUSED\nqr rd");
+}
+
+#[tokio::test]
 async fn an_answer_is_seen_with_all_its_addresses_and_no_time_is_longer_than_they_are_open() {
     let scene = scene(false).await;
     for (count, arguments) in ["LISTED.example", "listed.example +noedns"].into_iter().enumerate() {

@@ -1,8 +1,9 @@
 //! The network of VMs: who reaches whom, by which name, and that nothing of it stays.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::thread;
 use std::time::Duration;
 
 use banger_e2e::{BUSYBOX, Backend, Outcome, Outside, World, in_world};
@@ -120,6 +121,10 @@ fn sh(world: &World, name: &str, line: &str) -> Outcome {
 
 /// What a guest gets back from port 7 of another one, which it may know by name.
 fn answered(world: &World, from: &str, to: &str) -> Option<String> {
+    answered_at(world, from, to, 7)
+}
+
+fn answered_at(world: &World, from: &str, to: &str, port: u16) -> Option<String> {
     // Its name is asked for by itself: a static program has no resolver of its own for more.
     let resolve =
         format!("busybox nslookup {to} | busybox awk '/^Address/ {{ a = $NF }} END {{ print a }}'");
@@ -127,8 +132,9 @@ fn answered(world: &World, from: &str, to: &str) -> Option<String> {
         Ok(_) => to.to_owned(),
         Err(_) => sh(world, from, &resolve).succeeds().text().trim().to_owned(),
     };
-    let outcome = sh(world, from, &format!("echo hello | busybox nc -w 5 {address} 7"));
-    (outcome.status == Some(0)).then(|| outcome.text().trim().to_owned())
+    let outcome = sh(world, from, &format!("echo hello | busybox nc -w 5 {address} {port}"));
+    let said = outcome.text().trim().to_owned();
+    (outcome.status == Some(0) && !said.is_empty()).then_some(said)
 }
 
 #[test]
@@ -269,6 +275,89 @@ fn a_firewall_that_keeps_a_vm_in_is_named_and_told_what_to_let_through() {
         world.program("nft", &["delete table inet strict"]).succeeds();
         world.delete_all();
         outside.disconnect();
+    });
+}
+
+/// On the host's loopback: it says back what it is told, when that has ended.
+fn service() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        while let Ok((mut client, _)) = listener.accept() {
+            let mut said = Vec::new();
+            if client.read_to_end(&mut said).is_ok() {
+                client.write_all(&said).ok();
+            }
+        }
+    });
+    port
+}
+
+#[test]
+fn a_service_of_the_host_is_reached_by_the_vm_that_it_is_exposed_to_alone() {
+    const HOST: &str = "host.banger.internal";
+    in_world(|world| {
+        let (port, kept_from_all) = (service(), service());
+        // Nothing listens there.
+        let nothing = {
+            let nobody = TcpListener::bind("127.0.0.1:0").unwrap();
+            nobody.local_addr().unwrap().port()
+        };
+        let [exposed, empty] = [port, nothing].map(|port| port.to_string());
+        let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+        let held = silent.local_addr().unwrap().port();
+        let held_text = held.to_string();
+        let flags = ["--expose", &exposed, "--expose", &empty, "--expose", &held_text];
+        echoing(world, "one", &flags);
+        let two = echoing(world, "two", &[]);
+        let mut all = [port, nothing, held];
+        all.sort_unstable();
+        assert_eq!(world.vm("one")["exposed"], serde_json::json!(all));
+        assert_eq!(world.vm("two")["exposed"], serde_json::json!([]));
+
+        let hello = Some("hello".to_owned());
+        let all_is_right = |when: &str| {
+            assert_eq!(answered_at(world, "one", HOST, port), hello, "{when}");
+            for (from, there) in [("one", kept_from_all), ("one", nothing), ("two", port)] {
+                assert_eq!(answered_at(world, from, HOST, there), None, "{when}, {from}");
+            }
+        };
+        all_is_right("at first");
+        // What guests reach the host's services by is nothing to anybody who comes by himself.
+        let gateway = world.banger(["network", "show", "default", "--format", "json"]).json();
+        let gateway: Ipv4Addr = gateway["gateway"].as_str().unwrap().parse().unwrap();
+        assert_eq!(answered_at(world, "two", &gateway.to_string(), 42070), None);
+        let mut stranger = TcpStream::connect((gateway, 42070)).unwrap();
+        stranger.set_read_timeout(Some(PATIENCE)).unwrap();
+        assert!(!matches!(stranger.read(&mut [0; 1]), Ok(1..)), "nobody answers the host there");
+
+        // Rules that somebody loosens lead nowhere: the daemon knows by itself what is exposed to whom.
+        let bridge = world.banger(["network", "show", "default", "--format", "json"]).json();
+        let table = bridge["bridge"].as_str().unwrap().strip_suffix("-net0").unwrap().to_owned();
+        let element = format!("add element inet {table} exposed {{ {two} . {port} }}");
+        world.program("nft", &[&element]).succeeds();
+        assert_eq!(answered_at(world, "two", HOST, port), None);
+
+        world.kill_daemon();
+        world.banger(["vm", "list"]).succeeds();
+        all_is_right("with the next daemon");
+
+        // A guest that is killed says no good-bye.
+        let hold = format!("busybox sleep 600 | busybox nc {gateway} {held} >/dev/null 2>&1 &");
+        sh(world, "one", &hold).succeeds();
+        let (mut open, _) = silent.accept().unwrap();
+        open.set_read_timeout(Some(PATIENCE)).unwrap();
+        world.banger(["vm", "kill", "one"]).succeeds();
+        let ended = open.read(&mut [0; 1]);
+        assert_eq!(ended.unwrap_err().kind(), ErrorKind::ConnectionReset, "it ends with the VM");
+        world.banger(["vm", "start", "one"]).succeeds();
+        all_is_right("after a restart");
+
+        for (wrong, said) in [("53", "port 53 cannot be exposed"), ("42070", "banger's own")] {
+            let refused = ["vm", "create", "--name", "x", "--image", BUSYBOX, "--expose", wrong];
+            world.banger_with(&refused, b"").exits(1).complains(said);
+        }
+        assert_eq!(echo(&two), "hello");
     });
 }
 

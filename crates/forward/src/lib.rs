@@ -16,8 +16,8 @@ mod tcp;
 mod udp;
 
 pub use listen::{Listener, Transport};
-pub use tcp::{carry, reset};
+pub use tcp::{carry, join, reset};
 pub use udp::carry_datagrams;
 
-/// Connections to one VM's ports at once, UDP clients included: more wait for their turn.
+/// Connections to one VM's ports at once, UDP clients included: more wait for their turn. As many may come from it.
 pub const MOST_CONNECTIONS: usize = 256;

@@ -4,7 +4,7 @@
 use std::io;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy_bidirectional};
 use tokio::net::TcpStream;
 
 use crate::pieces::{self, Piece};
@@ -51,6 +51,18 @@ pub async fn carry<S: AsyncRead + AsyncWrite>(mut connection: TcpStream, stream:
         breaks_when_dropped(&connection, false);
         // Both sides know that it is over; a stream that cannot be closed is closed.
         drop(to_stream.shutdown().await);
+    }
+}
+
+/// Carries one connection over another, as it is: until both directions have ended, or either breaks, and then both do.
+pub async fn join(mut one: TcpStream, mut other: TcpStream) {
+    for side in [&one, &other] {
+        side.set_nodelay(true).ok();
+        breaks_when_dropped(side, true);
+    }
+    if copy_bidirectional(&mut one, &mut other).await.is_ok() {
+        breaks_when_dropped(&one, false);
+        breaks_when_dropped(&other, false);
     }
 }
 
@@ -150,6 +162,34 @@ mod tests {
         within(carrying).await.unwrap();
         let error = within(service.read(&mut half)).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[tokio::test]
+    async fn a_joined_connection_ends_in_one_direction_by_itself_and_breaks_in_both() {
+        let (mut client, near) = pair().await;
+        let (far, mut service) = pair().await;
+        let joining = tokio::spawn(join(near, far));
+        client.write_all(b"all of it").await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut said = String::new();
+        within(service.read_to_string(&mut said)).await.unwrap();
+        service.write_all(b"an answer").await.unwrap();
+        drop(service);
+        said.clear();
+        within(client.read_to_string(&mut said)).await.unwrap();
+        assert_eq!(said, "an answer");
+        within(joining).await.unwrap();
+
+        let (mut client, near) = pair().await;
+        let (far, mut service) = pair().await;
+        let joining = tokio::spawn(join(near, far));
+        client.write_all(b"half of").await.unwrap();
+        let mut half = [0; 7];
+        within(service.read_exact(&mut half)).await.unwrap();
+        reset(client);
+        let error = within(service.read(&mut half)).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        within(joining).await.unwrap();
     }
 
     #[tokio::test]

@@ -10,6 +10,7 @@ use std::net::Ipv4Addr;
 
 use banger_api::Zone;
 use banger_api::egress::{MOST_ITEMS, is_public};
+use banger_api::ports::MOST_EXPOSED;
 use banger_host::helper_wire::Act;
 use banger_host::root::{DeviceSource, JailDevice, JailFile};
 use banger_host::{
@@ -91,9 +92,13 @@ fn judge_claim(claim: &Claim, policy: &Policy) -> Result<(), Refusal> {
         Claim::Loop(claim) => judge_loop(claim),
         Claim::DmSnapshot(dm) => judge_dm_snapshot(dm),
         Claim::Bridge { installation: _, network } => judge_network(network),
-        Claim::Guard(Guard { mark, network, address, mac }) => {
+        Claim::Guard(Guard { mark, network, address, mac, exposed }) => {
             judge_network(network)?;
             vms_address(*address, network)?;
+            rule(exposed.len() <= MOST_EXPOSED, "claim.exposed", || {
+                format!("{} are more than {MOST_EXPOSED}", exposed.len())
+            })?;
+            rule(!exposed.contains(&0), "claim.exposed", || "0 is no port".to_owned())?;
             rule(*mac == Mac::of(mark), "claim.mac", || {
                 format!("{mac} is not the hardware address of {mark}, {}", Mac::of(mark))
             })

@@ -110,7 +110,13 @@ fn claims(world: &World, mark: &Mark) -> Vec<Claim> {
         over(LoopRole::Disk, disk),
         Claim::DmSnapshot(DmSnapshot { mark: mark(), size_bytes: DISK_BYTES }),
         Claim::Bridge { installation: mark().installation().clone(), network },
-        Claim::Guard(Guard { mark: mark(), network, address, mac: Mac::of(&mark()) }),
+        Claim::Guard(Guard {
+            mark: mark(),
+            network,
+            address,
+            mac: Mac::of(&mark()),
+            exposed: [].into(),
+        }),
         Claim::Tap(Tap { mark: mark(), uid: USER, network }),
         Claim::Nat(Nat { mark: mark(), network, address, only: None }),
         Claim::Jail(Jail {

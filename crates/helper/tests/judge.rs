@@ -105,6 +105,8 @@ fn the_claims_of_every_kind_that_a_real_daemon_makes_are_allowed() {
         ("tap", json!({ "uid": UID + 9_999 })),
         // Every subnet that the daemon chooses from, and its first and last VM.
         ("guard", json!({ "address": "10.213.3.254" })),
+        ("guard", json!({ "exposed": (1..=64).collect::<Vec<u16>>() })),
+        ("guard", json!({ "exposed": [65_535] })),
         (
             "nat",
             json!({
@@ -416,6 +418,24 @@ fn a_list_is_bounded_and_has_nothing_of_the_hosts_own() {
     for bad in ["127.0.0.1", "0.0.0.0/0", "169.254.0.0/24", "224.0.0.0/4", "10.0.0.1/8", "name"] {
         let request = json!({ "version": 1, "act": listed(json!([bad])) });
         parse_request(request.to_string().as_bytes()).expect_err(bad);
+    }
+}
+
+#[test]
+fn ports_that_lead_to_the_hosts_services_are_64_at_most_and_ports() {
+    let exposing = |exposed: Value| {
+        let mut claim = good("guard");
+        claim["exposed"] = exposed;
+        json!({ "do": "acquire", "claim": claim })
+    };
+    let many = |count: u16| json!((1..=count).collect::<Vec<_>>());
+    judge(&act(&exposing(many(64))), &policy()).unwrap();
+    for bad in [many(65), json!([0]), json!([5432, 0])] {
+        assert_eq!(refused(&act(&exposing(bad))).field, "claim.exposed");
+    }
+    for bad in [json!([65_536]), json!(["80"]), json!([-1]), json!(null)] {
+        let request = json!({ "version": 1, "act": exposing(bad) });
+        parse_request(request.to_string().as_bytes()).unwrap_err();
     }
 }
 

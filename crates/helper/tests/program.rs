@@ -61,7 +61,13 @@ fn real_claims_are_made_found_and_released() {
         let claims = [
             image(&mark, "a.ext4"),
             Claim::Bridge { installation: world.installation.clone(), network },
-            Claim::Guard(Guard { mark: mark.clone(), network, address, mac: Mac::of(&mark) }),
+            Claim::Guard(Guard {
+                mark: mark.clone(),
+                network,
+                address,
+                mac: Mac::of(&mark),
+                exposed: [].into(),
+            }),
             Claim::Tap(Tap { mark: mark.clone(), uid: UID + 3, network }),
             Claim::Nat(Nat { mark: mark.clone(), network, address, only: None }),
         ];

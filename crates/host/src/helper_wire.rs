@@ -471,7 +471,15 @@ mod tests {
         let installation = mark().installation().clone();
         vec![
             Act::Acquire { claim: Claim::Bridge { installation, network } },
-            Act::Acquire { claim: Claim::Guard(Guard { mark: mark(), network, address, mac }) },
+            Act::Acquire {
+                claim: Claim::Guard(Guard {
+                    mark: mark(),
+                    network,
+                    address,
+                    mac,
+                    exposed: [].into(),
+                }),
+            },
             Act::Acquire { claim: Claim::Tap(Tap { mark: mark(), uid: 7, network }) },
             Act::Acquire { claim: Claim::Nat(Nat { mark: mark(), network, address, only: None }) },
             Act::Acquire {

@@ -50,7 +50,7 @@ pub use jailed_vmm::JailedVmm;
 pub use loop_device::{Loop, LoopRole};
 pub use nat::{Denied, Nat};
 pub use resolved::{Routed, names_are_routed};
-pub use rules::{DNS_PORT, for_one as rules_for_one};
+pub use rules::{DNS_PORT, EXPOSE_PORT, for_one as rules_for_one};
 pub use tap::Tap;
 pub use trusted::trusted_program;
 

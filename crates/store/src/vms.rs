@@ -1,6 +1,6 @@
 //! VMs and their ledger.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::Ipv4Addr;
 
 use banger_api::image::Config;
@@ -56,6 +56,8 @@ pub struct VmRecord {
     pub egress: Egress,
     /// Ports of the host's that lead to its own while it runs.
     pub published: Vec<PublishedPort>,
+    /// TCP ports of the host's loopback that it reaches while it runs.
+    pub exposed: BTreeSet<u16>,
 }
 
 /// Where a VM is in a network.
@@ -108,7 +110,7 @@ impl Store {
                 "INSERT INTO vms VALUES (:id, :name, :state, :image, :image_digest, :init, :kernel, :kernel_digest,
                  :cpus, :memory, :disk, :disk_driver, :ephemeral, :created_at, NULL, NULL, NULL, NULL,
                  (SELECT min(free.slot) FROM (SELECT 0 AS slot UNION ALL SELECT slot + 1 FROM vms) AS free
-                  WHERE free.slot NOT IN (SELECT slot FROM vms)), :config, :entrypoint, :network, :address, :egress)",
+                  WHERE free.slot NOT IN (SELECT slot FROM vms)), :config, :entrypoint, :network, :address, :egress, :exposed)",
                 named_params! {
                     ":id": vm.id.as_str(),
                     ":name": vm.name.as_str(),
@@ -129,6 +131,7 @@ impl Store {
                     ":network": network.map(|network| network.number),
                     ":address": address,
                     ":egress": vm.egress.to_string(),
+                    ":exposed": to_json(&vm.exposed)?,
                 },
             )?;
             published::insert(t, &vm.id, &vm.published)?;
@@ -157,6 +160,18 @@ impl Store {
         self.read("read the VM", |c| {
             c.prepare_cached(&format!("{SELECT} WHERE id = ?1"))?
                 .query_row([id.as_str()], vm)
+                .optional()
+        })
+    }
+
+    /// The VM that has this address.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn vm_at(&self, address: Ipv4Addr) -> Result<Option<VmRecord>, StoreError> {
+        self.read("read the VM", |c| {
+            c.prepare_cached(&format!("{SELECT} WHERE address = ?1"))?
+                .query_row([address.to_string()], vm)
                 .optional()
         })
     }
@@ -391,6 +406,7 @@ fn vm(row: &Row<'_>) -> rusqlite::Result<VmRecord> {
         network: optional_text(row, "network_name")?,
         egress: text(row, "egress")?,
         published: published::of_row(row)?,
+        exposed: json(row, "exposed")?,
         id: text(row, "id")?,
         name: text(row, "name")?,
         state: from_word(row, "state")?,

@@ -42,6 +42,7 @@ fn vm(name: &str) -> VmRecord {
         network: None,
         egress: Egress::None,
         published: Vec::new(),
+        exposed: [].into(),
     }
 }
 
@@ -208,6 +209,23 @@ fn a_vm_has_the_least_address_that_is_free_for_as_long_as_it_is_recorded() {
     let new = vm("g");
     store.insert_vm(&new, Some(&network), &[]).unwrap();
     assert_eq!((last(&new), last(&vms[4])), (3, 6));
+}
+
+#[test]
+fn a_vm_is_found_by_its_address_with_what_is_exposed_to_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    store.set_network(&name("default"), &small()).unwrap();
+    let one = VmRecord { exposed: [11434, 5432].into(), ..vm("one") };
+    let two = vm("two");
+    store.insert_vm(&one, Some(&small()), &[]).unwrap();
+    store.insert_vm(&two, Some(&small()), &[]).unwrap();
+    drop(store);
+    let store = open(folder.path());
+    let at = |last| store.vm_at(Ipv4Addr::new(10, 0, 0, last)).unwrap();
+    let found = [2, 3].map(|last| at(last).map(|vm| (vm.name, vm.exposed)).unwrap());
+    assert_eq!(found, [(one.name, one.exposed), (two.name, [].into())]);
+    assert_eq!(at(4), None);
 }
 
 #[test]

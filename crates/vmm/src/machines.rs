@@ -31,6 +31,7 @@ pub(crate) fn machine(driver: &dyn Driver) -> Machine {
             address: [10, 213, 0, 2].into(),
             mac: Mac::of(&mark),
             egress: Egress::All,
+            exposed: [].into(),
             zone: Zone::default(),
         }),
         log_limit_bytes: 1 << 20,

@@ -1,5 +1,6 @@
 //! A VM's network device, whichever its VMM: what it holds on the host, and what its guest is told of it.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use banger_api::{Egress, GuestNet, Zone};
@@ -14,6 +15,8 @@ pub struct NetworkDevice {
     pub mac: Mac,
     /// What the VM may reach beyond the host.
     pub egress: Egress,
+    /// TCP ports of the host's loopback that the guest reaches at the gateway.
+    pub exposed: BTreeSet<u16>,
     /// What the names of VMs end with.
     pub zone: Zone,
 }
@@ -22,11 +25,12 @@ impl NetworkDevice {
     /// In the order in which they are made: the rules are there before the device is. `uid` is the VMM's user, who opens
     /// the tap.
     pub(crate) fn claims(&self, mark_of: &Mark, uid: u32) -> Vec<Claim> {
-        let &Self { network, address, mac, ref egress, zone: _ } = self;
+        let &Self { network, address, mac, ref egress, ref exposed, zone: _ } = self;
         let mark = || mark_of.clone();
+        let exposed = exposed.clone();
         let mut claims = vec![
             Claim::Bridge { installation: mark().installation().clone(), network },
-            Claim::Guard(Guard { mark: mark(), network, address, mac }),
+            Claim::Guard(Guard { mark: mark(), network, address, mac, exposed }),
             Claim::Tap(Tap { mark: mark(), uid, network }),
         ];
         claims.extend(Nat::of(mark_of, network, address, egress).map(Claim::Nat));

@@ -300,6 +300,7 @@ fn vm(name: &str, state: vm::State) -> Vm {
         address: Some(Ipv4Addr::new(10, 213, 0, 2)),
         nat: false,
         published: Vec::new(),
+        exposed: [].into(),
         egress: Egress::None,
         ephemeral: false,
         created_at: jiff::Timestamp::now() - jiff::SignedDuration::from_hours(50),

@@ -14,7 +14,7 @@ use crate::config::HostSize;
 use crate::daemon::Daemon;
 use crate::ledger::{self, Scope};
 use crate::operations::Operation;
-use crate::{names, networks, problems};
+use crate::{exposed, names, networks, problems};
 
 /// Firecracker's limit, which a VM that is to move between VMMs keeps.
 const MOST_CPUS: u32 = 32;
@@ -54,6 +54,7 @@ impl Daemon {
         made: impl FnOnce(&VmId),
     ) -> Result<VmRecord, Problem> {
         let egress = egress_of(request)?;
+        exposed::judge(&request.exposed)?;
         let sizes = self.judge(request)?;
         operation.note(self.spec_line(request, sizes, &egress));
         if let Some(name) = &request.name {
@@ -63,6 +64,7 @@ impl Daemon {
         let given = [
             ("--network", request.network.is_some()),
             (networks::flag_of(&egress), egress != Egress::None),
+            ("--expose", !request.exposed.is_empty()),
         ];
         for (flag, given) in given {
             if let (true, Err(why)) = (given, &networks) {
@@ -161,6 +163,7 @@ impl Daemon {
             Egress::Allow(_) => parts.push(format!("egress {egress}")),
         }
         parts.extend(request.published.iter().map(|port| format!("port {port}")));
+        parts.extend(request.exposed.iter().map(|port| format!("the host's port {port}")));
         if request.ephemeral {
             parts.push("deleted when its session ends".to_owned());
         }
@@ -246,6 +249,7 @@ impl Daemon {
                 network: None,
                 egress: egress_of(request)?,
                 published: request.published.clone(),
+                exposed: request.exposed.clone(),
             };
             let mark = self.mark(&vm.id);
             let claims = plan::record_claims(&vm, &mark, *driver, image_file, &self.places);

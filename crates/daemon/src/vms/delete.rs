@@ -28,6 +28,9 @@ impl Daemon {
         self.blocking(move |daemon| {
             daemon.store.set_state(&vm_id, State::Deleting).map_err(problems::store)?;
             daemon.publish_names();
+            if let Some(place) = vm.place {
+                daemon.exposures.end_of(place.address);
+            }
             daemon.release_all(&vm_id)
         })
         .await??;

@@ -48,6 +48,7 @@ pub fn shown(record: VmRecord) -> Vm {
         nat: record.egress == Egress::All,
         egress: record.egress,
         published: record.published,
+        exposed: record.exposed,
         ephemeral: record.ephemeral,
         created_at: record.created_at,
         started_at: record.started_at,

@@ -263,6 +263,9 @@ impl Daemon {
                     outcome.as_ref(),
                 );
                 daemon.publish_names();
+                if let Ok(Some(VmRecord { place: Some(place), .. })) = daemon.store.vm(&id) {
+                    daemon.exposures.end_of(place.address);
+                }
                 left
             })
             .await?

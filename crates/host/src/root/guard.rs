@@ -2,6 +2,7 @@
 //! ([`super::rules`]). An element of a set; it is made before the tap and goes after it, so no frame is unguarded; a tap that
 //! stays behind passes nothing.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::Ipv4Addr;
 
@@ -23,6 +24,10 @@ pub struct Guard {
     pub address: Ipv4Addr,
     /// [`Mac::of`] the mark.
     pub mac: Mac,
+    /// TCP ports of the gateway that lead to whoever listens at [`super::EXPOSE_PORT`] there. A helper or a ledger of before there
+    /// were any knows nothing of this field.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub exposed: BTreeSet<u16>,
 }
 
 pub(super) fn acquire(claim: &Guard) -> Result<(), HostError> {
@@ -36,6 +41,7 @@ pub(super) fn release(mark: &Mark) -> Result<(), HostError> {
         let left = nft::change(mark.installation(), |rules| {
             rules.guards.remove(mark);
             rules.peers.remove(mark);
+            rules.exposed.retain(|(whose, ..)| whose != mark);
             Ok(())
         })?;
         nat::settle(mark.installation(), &left)
@@ -73,5 +79,8 @@ fn insert(rules: &mut Rules, claim: &Guard) -> io::Result<()> {
     if claim.network.peers {
         rules.peers.insert(claim.mark.clone(), (claim.network.number, claim.address));
     }
+    rules.exposed.retain(|(whose, ..)| *whose != claim.mark);
+    let exposed = claim.exposed.iter().map(|port| (claim.mark.clone(), claim.address, *port));
+    rules.exposed.extend(exposed);
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! Bridge, guard, tap and way out together, with traffic: the host, guests and the world are network namespaces of the test's
 //! own.
 
+mod exposed;
 mod peers;
 
 mod firewalls;
@@ -50,7 +51,7 @@ pub(super) fn guard_of(mark: &Mark, address: Ipv4Addr) -> Guard {
 }
 
 fn guard_in(network: Network, mark: &Mark, address: Ipv4Addr) -> Guard {
-    Guard { mark: mark.clone(), network, address, mac: Mac::of(mark) }
+    Guard { mark: mark.clone(), network, address, mac: Mac::of(mark), exposed: [].into() }
 }
 
 /// Another VM of the same installation.
@@ -183,6 +184,7 @@ fn what_was_made_is_listed_and_found_right_the_next_time() {
             ]
             .into(),
             peers: [(member.clone(), (1, MEMBER))].into(),
+            exposed: [].into(),
             ways_out: [(mark.clone(), WayOut { address: GUEST, only: None })].into(),
             before: Some(Before { accepted_redirects: true, forwarding: [].into() }),
         };

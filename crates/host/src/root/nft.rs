@@ -84,6 +84,7 @@ pub(super) fn ability() -> Result<(), String> {
     let other = Mark::parse("bg0000-00000001").expect("a mark");
     let only = [Cidr::parse("203.0.113.0/24").expect("a subnet")].into();
     some.peers.insert(vm.clone(), (0, address));
+    some.exposed.insert((vm.clone(), address, 5432));
     some.ways_out.insert(other, WayOut { address: [10, 213, 0, 3].into(), only: Some(only) });
     some.ways_out.insert(vm, anywhere);
     let Some(change) = rules::change(&nobodys, &Found::default(), &some, false) else {

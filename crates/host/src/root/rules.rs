@@ -19,6 +19,10 @@ use crate::network::{Mac, bridge_name, bridge_number};
 /// Where the daemon answers guests' questions for names, on the gateway's address; they ask port 53.
 pub const DNS_PORT: u16 = 42069;
 
+/// Where the daemon takes guests to the host's services that are exposed to them, on the gateway's address; they ask the
+/// service's port.
+pub const EXPOSE_PORT: u16 = 42070;
+
 /// The families that we have a table in, as nft calls them and as the kernel does (linux/netfilter.h).
 pub(super) const FAMILIES: [(&str, u8); 2] = [("inet", INET), ("bridge", 7)];
 pub(super) const INET: u8 = 1;
@@ -30,6 +34,8 @@ pub(super) struct Rules {
     pub(super) guards: BTreeMap<Mark, (Mac, Ipv4Addr)>,
     /// Who reaches the others of its network: the number of that, and the VM's address.
     pub(super) peers: BTreeMap<Mark, (u8, Ipv4Addr)>,
+    /// Which ports of the gateway lead to a service of the host: whose they are, and from which address.
+    pub(super) exposed: BTreeSet<(Mark, Ipv4Addr, u16)>,
     /// Whose packets leave the host.
     pub(super) ways_out: BTreeMap<Mark, WayOut>,
     /// What the host was before the first way out, where it did not forward. Kept in the table, so that whoever undoes the
@@ -93,7 +99,7 @@ pub(super) fn whose(table: &str) -> Option<Installation> {
 pub(super) fn read(installation: &Installation, listings: &[Value]) -> Found {
     let (mut rules, mut passing, mut subnets) = (Rules::default(), Passing::default(), Vec::new());
     let (mut objects, mut memories, mut forwarding) = (Vec::new(), Vec::new(), BTreeSet::new());
-    let mut talkers = BTreeSet::new();
+    let (mut talkers, mut ports) = (BTreeSet::new(), 0);
     for object in listings.iter().filter_map(|listing| listing["nftables"].as_array()).flatten() {
         let Some((kind, body)) = object.as_object().and_then(|object| object.iter().next()) else {
             continue;
@@ -115,9 +121,10 @@ pub(super) fn read(installation: &Installation, listings: &[Value]) -> Found {
             "set" => {
                 let name = body["name"].as_str().unwrap_or_default();
                 for element in body["elem"].as_array().into_iter().flatten() {
+                    ports += usize::from(name == EXPOSED[1]);
                     match name {
                         "subnets" => subnets.extend(lists::read_subnet(element)),
-                        "senders" | "peers" | "ways_out" | "listed" => {
+                        "senders" | "peers" | "exposed" | "ways_out" | "listed" => {
                             read_element(name, element, &mut rules)
                         }
                         _ => passing.read(name, element),
@@ -139,11 +146,16 @@ pub(super) fn read(installation: &Installation, listings: &[Value]) -> Found {
         let accepted_redirects = !memories.iter().any(|name| name == NO_REDIRECTS);
         rules.before = Some(Before { accepted_redirects, forwarding });
     }
-    // Two sets say the same of a peer. If they do not, or of nobody that has a guard, all is written anew.
+    // Two sets say the same of a peer. If they do not, or of nobody that has a guard, all is written anew. So it is when ports
+    // lead from an address of nobody's, or of another's.
     let agree = talkers.iter().eq(rules.peers.keys())
         && talkers.iter().all(|mark| rules.guards.contains_key(mark));
     rules.peers.retain(|mark, _| rules.guards.contains_key(mark));
-    let mut is_current = agree && objects == written(installation);
+    let are_its_own = |(mark, address, _): &(Mark, Ipv4Addr, u16)| {
+        rules.guards.get(mark).is_some_and(|(_, own)| own == address)
+    };
+    rules.exposed.retain(are_its_own);
+    let mut is_current = agree && rules.exposed.len() == ports && objects == written(installation);
     for (guest, cidr) in subnets {
         let whose = rules.ways_out.values_mut().find(|way| way.address == guest);
         match whose.and_then(|way| way.only.as_mut()) {
@@ -162,8 +174,8 @@ fn plain_flags(flags: &Value) -> Value {
     all.into_iter().filter(|flag| flag != "dynamic").collect()
 }
 
-/// `"10.213.0.2"` with a mark as its comment, or a bridge twice and an address with one, or a mark, a hardware address and an
-/// address.
+/// `"10.213.0.2"` with a mark as its comment, or a bridge twice and an address with one, or an address and a port with one, or a
+/// mark, a hardware address and an address.
 fn read_element(set: &str, element: &Value, rules: &mut Rules) {
     let whole = &element["elem"];
     let mark = |text: &Value| text.as_str().and_then(Mark::parse);
@@ -174,6 +186,13 @@ fn read_element(set: &str, element: &Value, rules: &mut Rules) {
         return;
     }
     let between = whole["val"]["concat"].as_array().map(Vec::as_slice);
+    if let (Some(mark), Some([from, port])) = (mark(&whole["comment"]), between) {
+        let port = port.as_u64().and_then(|port| u16::try_from(port).ok());
+        if let (Some(from), Some(port)) = (address(from), port) {
+            rules.exposed.insert((mark, from, port));
+        }
+        return;
+    }
     if let (Some(mark), Some([bridge, _, last])) = (mark(&whole["comment"]), between) {
         let number = bridge.as_str().and_then(|name| bridge_number(mark.installation(), name));
         if let (Some(number), Some(address)) = (number, address(last)) {
@@ -216,10 +235,12 @@ pub(super) fn change(
         let senders = elements(installation, &SENDERS, guards.map(sender).collect());
         let talkers = elements(installation, &TALKERS, peers.clone().map(talker).collect());
         let peers = elements(installation, &PEERS, peers.map(peer).collect());
+        let exposed = from.exposed.difference(&to.exposed).map(exposed).collect();
+        let exposed = elements(installation, &EXPOSED, exposed);
         let ways_out = leaving(installation, ways_out);
         let before = from.before.iter().filter(|before| to.before.as_ref() != Some(before));
         let before = before.flat_map(|before| memory(installation, before));
-        let elements = [senders, talkers, peers].into_iter().flatten().chain(ways_out);
+        let elements = [senders, talkers, peers, exposed].into_iter().flatten().chain(ways_out);
         let changed = elements.chain(before);
         all.extend(changed.map(|it| json!({ verb: it })));
     }
@@ -271,11 +292,12 @@ fn whole(installation: &Installation, rules: &Rules, passing: &Passing) -> Vec<V
     let senders = elements(installation, &SENDERS, rules.guards.iter().map(sender).collect());
     let talkers = elements(installation, &TALKERS, rules.peers.iter().map(talker).collect());
     let peers = elements(installation, &PEERS, rules.peers.iter().map(peer).collect());
+    let exposed = elements(installation, &EXPOSED, rules.exposed.iter().map(exposed).collect());
     let ways_out = leaving(installation, rules.ways_out.iter());
     let listed = rules.ways_out.values().filter(|way| way.only.is_some());
     let kept = passing.kept(installation, &listed.map(|way| way.address).collect());
     let before = rules.before.iter().flat_map(|before| memory(installation, before));
-    let elements = [senders, talkers, peers].into_iter().flatten().chain(ways_out);
+    let elements = [senders, talkers, peers, exposed].into_iter().flatten().chain(ways_out);
     let contents = elements.chain(kept).chain(before);
     let added = tables.into_iter().chain(written(installation)).chain(contents);
     all.extend(added.map(|it| json!({ "add": it })));
@@ -299,6 +321,8 @@ const SENDERS: [&str; 2] = ["bridge", "senders"];
 const TALKERS: [&str; 2] = ["bridge", "peers"];
 /// The same VMs, by the bridge that they send to others through and by their address.
 const PEERS: [&str; 2] = ["inet", "peers"];
+/// The ports of the gateway that lead further, each with the address that they lead from.
+const EXPOSED: [&str; 2] = ["inet", "exposed"];
 const WAYS_OUT: [&str; 2] = ["inet", "ways_out"];
 /// No rule asks for it: it is what [`Before::forwarding`] is kept in.
 const FORWARDING: [&str; 2] = ["inet", "forwarding"];
@@ -326,6 +350,10 @@ fn talker((mark, _): (&Mark, &(u8, Ipv4Addr))) -> Value {
 fn peer((mark, (number, address)): (&Mark, &(u8, Ipv4Addr))) -> Value {
     let bridge = bridge_name(mark.installation(), *number);
     json!({ "elem": { "val": { "concat": [bridge, bridge, address] }, "comment": mark } })
+}
+
+fn exposed((mark, address, port): &(Mark, Ipv4Addr, u16)) -> Value {
+    json!({ "elem": { "val": { "concat": [address, port] }, "comment": mark } })
 }
 
 /// The elements of these ways out, in all sets that have some.
@@ -374,6 +402,7 @@ mod tests {
         let mut rules = Rules { guards: (2..2 + guards).map(vm).collect(), ..Rules::default() };
         let (mark, (_, address)) = vm(3);
         rules.peers.insert(mark.clone(), (1, address));
+        rules.exposed.insert((mark.clone(), address, 5432));
         rules.ways_out.insert(mark, WayOut { address, only: None });
         let (mark, (_, address)) = vm(2);
         let only = ["203.0.113.0/24", "198.51.100.7"].map(|cidr| Cidr::parse(cidr).unwrap());

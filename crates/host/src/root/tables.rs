@@ -1,7 +1,7 @@
 //! The rules of our two nftables tables, the same for every VM, as nft's JSON has them (libnftables-json(5)).
 //!
 //! ```text
-//! guest ─► tap ─► table bridge bgXXXX ─► bridge ─┬─► table inet bgXXXX, input ────► the host
+//! guest ─► tap ─► table bridge bgXXXX ─► bridge ─┬─► table inet bgXXXX, input ────► the host: names, what is exposed
 //!                 is it who it says it is?       ├─► table inet bgXXXX, forward ──► as the host, to the world
 //!                                                └─► table bridge bgXXXX, forward ► a peer's tap
 //! ```
@@ -11,7 +11,7 @@
 use serde_json::{Value, json};
 
 use super::lists;
-use super::rules::{DNS_PORT, table};
+use super::rules::{DNS_PORT, EXPOSE_PORT, table};
 use crate::mark::Installation;
 
 /// Sets, chains and rules of both tables, in the order and the words that nft lists them in: what differs is written anew.
@@ -40,14 +40,20 @@ fn inet(installation: &Installation) -> Vec<Value> {
         let parts = [interface("iifname"), interface("oifname"), payload("ip", "saddr")];
         matches(&json!({ "concat": parts }), "==", "@peers")
     };
+    let is_exposed = || {
+        let parts = [payload("ip", "saddr"), payload("tcp", "dport")];
+        matches(&json!({ "concat": parts }), "==", "@exposed")
+    };
     let link_local = json!({ "prefix": { "addr": "169.254.0.0", "len": 16 } });
     let to = |chain| json!({ "goto": { "target": chain } });
     let forbidden = || json!({ "reject": { "type": "icmpx", "expr": "admin-prohibited" } });
     let accept = || json!({ "accept": null });
-    let dns = || json!({ "redirect": { "port": DNS_PORT } });
+    let redirect = |port: u16| json!({ "redirect": { "port": port } });
+    let dns = || redirect(DNS_PORT);
 
     let mut all = vec![
         table.set("peers", json!(["ifname", "ifname", "ipv4_addr"])),
+        table.set("exposed", json!(["ipv4_addr", "inet_service"])),
         table.set("ways_out", json!("ipv4_addr")),
         table.set("forwarding", json!("ifname")),
     ];
@@ -66,6 +72,7 @@ fn inet(installation: &Installation) -> Vec<Value> {
     let rules = [
         ("prerouting", vec![from_guest(), to_gateway(), port("udp", 53), dns()]),
         ("prerouting", vec![from_guest(), to_gateway(), port("tcp", 53), dns()]),
+        ("prerouting", vec![from_guest(), to_gateway(), is_exposed(), redirect(EXPOSE_PORT)]),
         ("input", vec![from_guest(), to("guest_to_host")]),
         ("forward", vec![from_guest(), to("guest_to_world")]),
         ("forward", vec![to_guest(), to("world_to_guest")]),
@@ -81,6 +88,7 @@ fn inet(installation: &Installation) -> Vec<Value> {
         ("guest_to_host", vec![answers(), accept()]),
         ("guest_to_host", vec![redirected(), port("udp", DNS_PORT), accept()]),
         ("guest_to_host", vec![redirected(), port("tcp", DNS_PORT), accept()]),
+        ("guest_to_host", vec![redirected(), port("tcp", EXPOSE_PORT), accept()]),
         (
             "guest_to_host",
             vec![to_gateway(), matches(&payload("icmp", "type"), "==", "echo-request"), accept()],

@@ -131,7 +131,13 @@ impl World {
             Claim::Loop(Loop { mark: mark.clone(), role: LoopRole::Image, file: image }),
             Claim::Loop(Loop { mark: mark.clone(), role: LoopRole::Disk, file: disk }),
             Claim::Bridge { installation: mark.installation().clone(), network },
-            Claim::Guard(Guard { mark: mark.clone(), network, address, mac: Mac::of(&mark) }),
+            Claim::Guard(Guard {
+                mark: mark.clone(),
+                network,
+                address,
+                mac: Mac::of(&mark),
+                exposed: [].into(),
+            }),
             Claim::Tap(Tap { mark: mark.clone(), uid, network }),
             Claim::Jail(jail),
         ];

@@ -40,6 +40,10 @@ pub(crate) struct Spec {
     /// the same port for one number, a free one that it keeps for HOST 0
     #[arg(short, long, value_name = "PORT")]
     publish: Vec<PublishedPort>,
+    /// Let it reach a service of this host that listens on 127.0.0.1 or ::1 at this TCP port, as host.banger.internal:PORT; may be
+    /// given up to 64 times: --expose 5432 --expose 11434
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    expose: Vec<u16>,
     /// What it may reach beyond the host: none, all (the same as --nat), or allow: and domains, addresses and subnets, such as
     /// allow:github.com,*.debian.org,203.0.113.0/24
     #[arg(long, value_name = "POLICY", value_parser = Egress::parse)]
@@ -49,8 +53,20 @@ pub(crate) struct Spec {
 impl Spec {
     /// Of a VM that runs its image's program at each start, or only what it is told to.
     pub(crate) fn request(self, start: bool, ephemeral: bool, entrypoint: bool) -> CreateVm {
-        let Self { name, image, init, kernel, cpus, memory, disk, network, nat, egress, publish } =
-            self;
+        let Self {
+            name,
+            image,
+            init,
+            kernel,
+            cpus,
+            memory,
+            disk,
+            network,
+            nat,
+            egress,
+            publish,
+            expose,
+        } = self;
         CreateVm {
             name,
             image,
@@ -63,6 +79,7 @@ impl Spec {
             network,
             nat,
             published: publish,
+            exposed: expose.into_iter().collect(),
             egress,
             start,
             ephemeral,
