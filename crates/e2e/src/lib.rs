@@ -12,6 +12,7 @@
 #![allow(clippy::print_stdout, reason = "a failed test says where to look")]
 
 mod backend;
+mod guests;
 mod installed;
 mod network;
 mod outcome;
@@ -23,6 +24,7 @@ mod terminal;
 mod world;
 
 pub use backend::{Backend, firecracker_folder};
+pub use guests::{echo, echoing, told};
 pub use installed::{
     Installed, as_root, as_user, installed, installed_before, installed_for_later,
 };

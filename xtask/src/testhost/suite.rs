@@ -36,10 +36,21 @@ const EVERYWHERE: &str = "e2e";
 const NOT_THERE: [(&str, &str); 1] =
     [("artifacts", "wants an archive, a registry, buildah, skopeo and minisign")];
 /// Its test programs that are run in the test host only when somebody asks for that ([`Extent::Whole`]), since every guest there
-/// boots twice emulated: what the CLI says and what a command in a guest gets is the same on every host; and what becomes of VMs
-/// whose daemon dies is shown there at every claim by the ledger's tests, and by those of an installation.
-const FOR_THE_WHOLE: [&str; 8] =
-    ["daemon_crash", "exec", "first_start", "image_program", "limits", "many", "promoting", "run"];
+/// boots twice emulated: what the CLI says, what a command in a guest gets and what rules let through is the same on every host;
+/// and what becomes of VMs whose daemon dies is shown there at every claim by the ledger's tests, and by those of an installation.
+const FOR_THE_WHOLE: [&str; 11] = [
+    "daemon_crash",
+    "egress",
+    "exec",
+    "first_start",
+    "image_program",
+    "limits",
+    "many",
+    "networks",
+    "ports",
+    "promoting",
+    "run",
+];
 /// Its test programs that boot many guests at once: one test at a time, since the emulation bears two booting guests.
 const ONE_AT_A_TIME: [&str; 1] = ["many"];
 /// What one program's tests may take, of one part.
