@@ -96,9 +96,6 @@ impl Daemon {
             ledger::acquire(daemon.host.as_ref(), &claims).map_err(|e| problems::host(&e))
         })
         .await??;
-        if let Some(network) = used {
-            self.route_names(&network);
-        }
         let watched = self.watched(&mark).await?.ok_or_else(|| ended(vm))?;
         if let Some(api) = vmm.api() {
             operation.stage("machine", "telling the VMM what to run");
@@ -108,6 +105,10 @@ impl Daemon {
                 _ = watched.ended() => return Err(ended(vm)),
                 () = slot.ending() => return Err(cancelled(vm)),
             }
+        }
+        // While the guest boots: the name is not there before that.
+        if let Some(network) = used {
+            self.route_names(&network);
         }
         operation.stage("boot", format!("booting {} ({})", vm.name, vmm.name()));
         let agent = vmm.agent();
