@@ -33,8 +33,8 @@ pub(crate) struct Call {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
     Ended(ExitStatus),
-    /// It was not done when its time was over, and was killed.
-    Overdue(Duration),
+    /// It said nothing for so long, and was killed.
+    Silent(Duration),
 }
 
 impl End {
@@ -46,7 +46,7 @@ impl End {
     pub(crate) fn code(self) -> Option<i32> {
         match self {
             End::Ended(status) => status.code().or(status.signal().map(|signal| 128 + signal)),
-            End::Overdue(_) => None,
+            End::Silent(_) => None,
         }
     }
 }
@@ -92,8 +92,8 @@ impl Call {
         self
     }
 
-    /// Kills it when it takes longer. Looked at while it is watched or listened to.
-    pub(crate) fn within(mut self, most: Duration) -> Self {
+    /// Kills it when it says nothing for so long. Looked at while it is watched or listened to.
+    pub(crate) fn silent_for(mut self, most: Duration) -> Self {
         self.most = Some(most);
         self
     }
@@ -178,10 +178,11 @@ impl Call {
         // It holds our copies of the pipe's writing end, without which the pipe would never end.
         drop(command);
         let lines = lines_of(output);
-        let begun = Instant::now();
+        let mut last = Instant::now();
         loop {
-            match hear(&lines, self.most.map(|most| begun + most)) {
+            match hear(&lines, self.most.map(|most| last + most)) {
                 Ok(line) => {
+                    last = Instant::now();
                     if see(&line) {
                         log.line(&line);
                     }
@@ -191,7 +192,7 @@ impl Call {
                 Err(RecvTimeoutError::Timeout) => {
                     drop(child.kill());
                     child.wait().map_err(|error| self.unstartable(&error))?;
-                    return Ok(End::Overdue(begun.elapsed()));
+                    return Ok(End::Silent(last.elapsed()));
                 }
             }
         }
@@ -232,8 +233,8 @@ impl Call {
     pub(crate) fn failed(&self, end: End) -> Failure {
         match end {
             End::Ended(status) => Failure::new(format!("{} ended with {status}", self.shown())),
-            End::Overdue(after) => {
-                Failure::new(format!("{} was not done after {} s", self.shown(), after.as_secs()))
+            End::Silent(most) => {
+                Failure::new(format!("{} said nothing for {} s", self.shown(), most.as_secs()))
             }
         }
     }
@@ -317,13 +318,14 @@ mod tests {
     }
 
     #[test]
-    fn a_program_is_killed_when_its_time_is_over_even_if_another_holds_its_pipe() {
+    fn a_program_that_says_nothing_is_killed_even_if_another_holds_its_pipe() {
         let (_folder, mut log) = log();
         let begun = Instant::now();
-        let call = sh("sleep 30 & echo begun; exec sleep 30").within(Duration::from_millis(300));
+        let call =
+            sh("sleep 30 & echo begun; exec sleep 30").silent_for(Duration::from_millis(300));
         let mut pid = String::new();
         let failure = call.watch(&mut log, |line| pid = line.to_owned()).unwrap_err();
-        assert!(failure.to_string().contains("was not done after"), "{failure}");
+        assert!(failure.to_string().contains("said nothing for"), "{failure}");
         assert_eq!(pid, "begun");
         assert!(begun.elapsed() < Duration::from_secs(10));
     }

@@ -90,7 +90,7 @@ impl Backend {
     /// What the test host's daemons need to be told: an emulated KVM is some ten times slower than a real one, and two
     /// guests fill it.
     pub(crate) fn settings() -> &'static str {
-        "vmm = \"firecracker\"\nboots_at_once = 2\nready_deadline_ms = 240000\nstop_deadline_ms = 60000\n"
+        "vmm = \"firecracker\"\nboots_at_once = 2\nready_deadline_ms = 120000\nstop_deadline_ms = 60000\n"
     }
 
     /// Pids of the VMMs of this installation.

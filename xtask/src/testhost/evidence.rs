@@ -60,7 +60,7 @@ pub(super) fn keep(
 fn ask(machine: &Machine, kept: &Path) -> Result<(), Failure> {
     for (name, line) in QUESTIONS {
         let mut lines = Log::at(&kept.join(name))?;
-        let told = machine.ssh().call(line).within(ANSWER).watch(&mut lines, |_| {});
+        let told = machine.ssh().call(line).silent_for(ANSWER).watch(&mut lines, |_| {});
         if let Err(failure) = told {
             lines.line(&failure.to_string());
             return Ok(());

@@ -146,7 +146,7 @@ fn make(draft: &Path, log: &mut Log) -> Result<(), Failure> {
         .args(sources()?)
         .env("TMPDIR", draft)
         .in_folder(draft)
-        .within(MOST)
+        .silent_for(MOST)
         .run(log)?;
     for scrap in ["tree", "kernel", "initrd", "files"] {
         remove(&draft.join(scrap))?;
