@@ -36,16 +36,19 @@ const EVERYWHERE: &str = "e2e";
 const NOT_THERE: [(&str, &str); 1] =
     [("artifacts", "wants an archive, a registry, buildah, skopeo and minisign")];
 /// Its test programs that are run in the test host only when somebody asks for that ([`Extent::Whole`]), since every guest there
-/// boots twice emulated: what the CLI says, what a command in a guest gets and what rules let through is the same on every host;
-/// and what becomes of VMs whose daemon dies is shown there at every claim by the ledger's tests, and by those of an installation.
-const FOR_THE_WHOLE: [&str; 11] = [
+/// boots twice emulated, and one in dozens does not get far. What the CLI says, what a command in a guest gets and what rules let
+/// through is the same on every host; a VM's life, its network, and what becomes of it when its daemon dies, are shown there by
+/// the tests of an installation, and at every claim by the ledger's.
+const FOR_THE_WHOLE: [&str; 13] = [
     "daemon_crash",
     "egress",
     "exec",
     "first_start",
     "image_program",
+    "life",
     "limits",
     "many",
+    "network",
     "networks",
     "ports",
     "promoting",
