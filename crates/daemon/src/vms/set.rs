@@ -29,7 +29,7 @@ impl Daemon {
         let vm = self.record(id)?;
         let wanted = Egress::of(request.nat, request.egress.clone());
         if let Some(egress) = wanted.map_err(|e| problems::egress(&e))? {
-            operation.stage("egress", format!("{}: it reaches {egress} beyond the host", vm.name));
+            operation.stage("egress", format!("{}: egress {egress}", vm.name));
             let leaves = egress != Egress::None && vm.state == State::Running;
             self.blocking({
                 let vm = vm.clone();
