@@ -136,19 +136,17 @@ mod tests {
     use super::*;
     use crate::network::Network;
 
+    fn network() -> Network {
+        Network { number: 0, gateway: [10, 213, 4, 1].into(), prefix: 22, mtu: 1500, peers: false }
+    }
+
     #[test]
     fn a_resolver_that_does_not_run_or_lives_in_another_network_is_told_nothing() {
         in_own_network(|| {
             let folder = tempfile::tempdir().unwrap();
             let socket = folder.path().join("resolved");
             let mark = test_mark();
-            let network = Network {
-                number: 0,
-                gateway: [10, 213, 4, 1].into(),
-                prefix: 22,
-                mtu: 1500,
-                peers: false,
-            };
+            let network = network();
             let name = network.bridge(mark.installation());
             assert_eq!(tell(&socket, &name, &Zone::default()).unwrap(), Routed::NoResolver);
             let listener = UnixListener::bind(&socket).unwrap();
@@ -175,13 +173,7 @@ mod tests {
     fn this_network_shows_a_bridge_that_is_up() {
         in_own_network(|| {
             let mark = test_mark();
-            let network = Network {
-                number: 0,
-                gateway: [10, 213, 4, 1].into(),
-                prefix: 22,
-                mtu: 1500,
-                peers: false,
-            };
+            let network = network();
             bridge::acquire(mark.installation(), &network).unwrap();
             let name = network.bridge(mark.installation());
             let index = netlink::link(&name).unwrap().unwrap().index;
