@@ -63,11 +63,15 @@ pub fn taken_subnets(
 pub(super) fn ensure(installation: &Installation, network: &Network) -> io::Result<u32> {
     let name = network.bridge(installation);
     let mac = Mac::of_bridge(installation, network.number);
-    if netlink::link(&name)?.is_none() {
-        refuse_overlap(&name, network)?;
-        netlink::add_bridge(&name, mac)?;
-    }
-    let bridge = netlink::link(&name)?.ok_or(io::ErrorKind::NotFound)?;
+    // Each request waits for the kernel's lock of all devices: none is made for what is known.
+    let (bridge, is_new) = match netlink::link(&name)? {
+        Some(bridge) => (bridge, false),
+        None => {
+            refuse_overlap(&name, network)?;
+            netlink::add_bridge(&name, mac)?;
+            (netlink::link(&name)?.ok_or(io::ErrorKind::NotFound)?, true)
+        }
+    };
     if !bridge.is_bridge() {
         return Err(io::Error::other(format!("{name} is there and is no bridge")));
     }
@@ -77,46 +81,52 @@ pub(super) fn ensure(installation: &Installation, network: &Network) -> io::Resu
     if bridge.mtu != u32::from(network.mtu) {
         netlink::set_mtu(bridge.index, network.mtu)?;
     }
-    netlink::forward_from(bridge.index)?;
-    peers(&bridge, network)?;
-    address(&bridge, network)?;
+    if bridge.answers_for_ports == network.peers {
+        if !is_new {
+            refuse_to_change_peers(&bridge, network)?;
+        }
+        netlink::forward_and_answer_for_ports(bridge.index, !network.peers)?;
+    } else if !bridge.forwards {
+        netlink::forward_from(bridge.index)?;
+    }
+    address(&bridge, network, is_new)?;
     if !bridge.up {
         netlink::bring_up(bridge.index)?;
     }
     Ok(bridge.index)
 }
 
-/// Sees to it that guests find each other, or the host in each other's place. Between VMs that run, that is not changed.
-fn peers(bridge: &Link, network: &Network) -> io::Result<()> {
-    if bridge.answers_for_ports != network.peers {
+/// Whether guests find each other, or the host in each other's place, is not changed between VMs that run.
+fn refuse_to_change_peers(bridge: &Link, network: &Network) -> io::Result<()> {
+    if !has_ports(bridge)? {
         return Ok(());
     }
-    if has_ports(bridge)? {
-        let (there, wanted) = if network.peers { ("do not", "do") } else { ("do", "do not") };
-        return Err(io::Error::other(format!(
-            "VMs that {there} reach each other use {}, and those of this network {wanted}: stop them, then start them again",
-            bridge.name
-        )));
-    }
-    netlink::answer_for_ports(bridge.index, !network.peers)
+    let (there, wanted) = if network.peers { ("do not", "do") } else { ("do", "do not") };
+    Err(io::Error::other(format!(
+        "VMs that {there} reach each other use {}, and those of this network {wanted}: stop them, then start them again",
+        bridge.name
+    )))
 }
 
 /// Sees to it that the host has the gateway's address there. A bridge that VMs of another subnet use is left as it is.
-fn address(bridge: &Link, network: &Network) -> io::Result<()> {
+fn address(bridge: &Link, network: &Network, is_new: bool) -> io::Result<()> {
     let all = netlink::addresses()?;
     let there: Vec<_> = all.iter().filter(|found| found.device == bridge.index).collect();
     let wanted = (network.gateway, network.prefix);
     if there.iter().any(|found| (found.address, found.prefix) == wanted) {
         return Ok(());
     }
-    let in_use = has_ports(bridge)?;
-    if let Some(other) = there.first().filter(|_| in_use) {
+    if let Some(other) = there.first()
+        && has_ports(bridge)?
+    {
         return Err(io::Error::other(format!(
             "VMs use {} with the address {}/{} instead of {}/{}: stop them, then start them again",
             bridge.name, other.address, other.prefix, network.gateway, network.prefix
         )));
     }
-    refuse_overlap(&bridge.name, network)?;
+    if !is_new {
+        refuse_overlap(&bridge.name, network)?;
+    }
     for other in there {
         netlink::remove_address(bridge.index, other.address, other.prefix)?;
     }

@@ -26,7 +26,7 @@ pub(super) struct Link {
     pub(super) up: bool,
     /// IPv4 packets that come in by it.
     pub(super) forwards: bool,
-    /// What [`answer_for_ports`] sets.
+    /// What [`forward_and_answer_for_ports`] sets.
     pub(super) answers_for_ports: bool,
     pub(super) mtu: u32,
     /// Six bytes where it has an Ethernet address.
@@ -154,22 +154,24 @@ pub(super) fn set_mtu(index: u32, mtu: u16) -> io::Result<()> {
 
 /// Lets the host pass on what comes in by this device.
 pub(super) fn forward_from(index: u32) -> io::Result<()> {
-    set_inet(index, IPV4_DEVCONF_FORWARDING, true)
+    set_inet(index, &[(IPV4_DEVCONF_FORWARDING, true)])
 }
 
-/// Whether the host answers for addresses of the device's subnet that one port of a bridge has and another asks for
-/// (proxy_arp_pvlan in Documentation/networking/ip-sysctl.rst): what ports send each other comes to the host's rules, which
-/// tell the sender no at once.
-pub(super) fn answer_for_ports(index: u32, answer: bool) -> io::Result<()> {
-    set_inet(index, IPV4_DEVCONF_PROXY_ARP_PVLAN, answer)
+/// As [`forward_from`], and whether the host answers for addresses of the device's subnet that one port of a bridge has and
+/// another asks for (proxy_arp_pvlan in Documentation/networking/ip-sysctl.rst): what ports send each other comes to the host's
+/// rules, which tell the sender no at once.
+pub(super) fn forward_and_answer_for_ports(index: u32, answer: bool) -> io::Result<()> {
+    set_inet(index, &[(IPV4_DEVCONF_FORWARDING, true), (IPV4_DEVCONF_PROXY_ARP_PVLAN, answer)])
 }
 
-fn set_inet(index: u32, setting: u16, on: bool) -> io::Result<()> {
+fn set_inet(index: u32, settings: &[(u16, bool)]) -> io::Result<()> {
     let mut request = Message::of_link(NEWLINK, REQUEST | ACK, &LinkHead::of(index));
     request.nested(IFLA_AF_SPEC, |families| {
         families.nested(u16::from(AF_INET), |inet| {
             inet.nested(IFLA_INET_CONF, |all| {
-                all.attribute(setting, &u32::from(on).to_ne_bytes());
+                for (setting, on) in settings {
+                    all.attribute(*setting, &u32::from(*on).to_ne_bytes());
+                }
             });
         });
     });

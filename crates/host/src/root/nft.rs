@@ -45,7 +45,8 @@ pub(super) fn change(
     let found = read(installation)?;
     let mut wanted = found.rules.clone();
     make(&mut wanted)?;
-    let taps_left = !tap::list(installation).map_err(io::Error::other)?.is_empty();
+    let taps_left =
+        wanted.is_empty() && !tap::list(installation).map_err(io::Error::other)?.is_empty();
     if let Some(change) = rules::change(installation, &found, &wanted, taps_left) {
         run(&["-j", "-f", "-"], Some(&change))?;
     }
