@@ -1,22 +1,47 @@
 //! Making and undoing what the ledger says. The only code that acquires and releases claims.
 //!
 //! ```text
-//! start: record the whole plan ─► acquire in order ─► (one fails: the VM's teardown is this same release)
+//! start: record the whole plan ─► acquire, its network beside the rest ─► (one fails: the VM's teardown is this same release)
 //! stop:  release backwards, every claim, whatever fails ─► keep the failed ones with their causes
 //! ```
 //! After a crash the same release runs on what the database says. Blocking: callers run it where blocking is allowed.
 
+use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
 use banger_api::vm::State;
 use banger_api::{Code, Problem, VmId};
-use banger_host::{Claim, Host, HostError, Life};
+use banger_host::{Claim, Host, HostError, Life, Part};
 use banger_store::{RecordedClaim, Store, StoreError};
 
-/// Makes the claims in their order, until one fails.
+/// Makes the claims of each part in their order, its network beside the rest, until one fails.
 ///
 /// # Errors
 /// The first that could not be made; what was made until then is in the ledger and is released by [`release`].
 pub fn acquire(host: &dyn Host, claims: &[Claim]) -> Result<(), HostError> {
-    claims.iter().try_for_each(|claim| host.acquire(claim))
+    let needs_all = claims.iter().position(Claim::needs_all_before).unwrap_or(claims.len());
+    let (at_once, afterwards) = claims.split_at(needs_all);
+    let (network, machine): (Vec<_>, Vec<_>) =
+        at_once.iter().partition(|claim| claim.held().part() == Part::Network);
+    let has_failed = AtomicBool::new(false);
+    let make = |claims: &[&Claim]| {
+        let mut left = claims.iter().take_while(|_| !has_failed.load(Ordering::Relaxed));
+        let made = left.try_for_each(|claim| host.acquire(claim));
+        has_failed.fetch_or(made.is_err(), Ordering::Relaxed);
+        made
+    };
+    if network.is_empty() || machine.is_empty() {
+        make(&network).and_then(|()| make(&machine))?;
+    } else {
+        thread::scope(|scope| {
+            let beside = scope.spawn(|| make(&network));
+            let made = make(&machine);
+            let beside = beside.join().unwrap_or_else(|panic| resume_unwind(panic));
+            made.and(beside)
+        })?;
+    }
+    afterwards.iter().try_for_each(|claim| host.acquire(claim))
 }
 
 /// Which claims a release is about.

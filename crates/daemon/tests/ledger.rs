@@ -8,14 +8,14 @@ use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Barrier, Mutex};
 
 use banger_api::vm::State;
 use banger_api::{Egress, ImageName, KernelName, Size, VmId, VmName, Zone};
 use banger_host::root::{self, RootPlaces};
 use banger_host::{
-    Cgroup, Claim, Denied, Held, Host, HostError, LocalHost, Mac, Mark, Network, Places, Root,
-    StateFile, VmSocket, Watched,
+    Cgroup, Claim, Denied, Held, Host, HostError, LocalHost, Mac, Mark, Network, Part, Places,
+    Root, StateFile, VmSocket, Watched,
 };
 use banger_storage::{DmSnapshot, Driver, Overlay};
 use banger_store::{Store, VmRecord};
@@ -422,22 +422,15 @@ fn acquire_and_release_can_be_repeated(grounds: &[Ground]) {
     }
 }
 
-fn what_was_made_last_is_released_first(grounds: &[Ground]) {
+fn what_was_recorded_last_is_released_first(grounds: &[Ground]) {
     for &ground in grounds {
         let world = World::new(ground);
         assert!(world.start());
         assert!(world.release(Scope::All, State::Deleting));
-        let verbs = |verb: &str| -> Vec<String> {
-            world
-                .host
-                .log()
-                .iter()
-                .filter_map(|line| line.strip_prefix(verb).map(str::to_owned))
-                .collect()
-        };
-        let mut acquired = verbs("acquire");
-        acquired.reverse();
-        assert_eq!(verbs("release"), acquired);
+        let recorded = world.claims().into_iter().rev().map(|claim| claim.held().to_string());
+        let log = world.host.log();
+        let released = log.iter().filter_map(|line| line.strip_prefix("release "));
+        assert_eq!(released.collect::<Vec<_>>(), recorded.collect::<Vec<_>>());
     }
 }
 
@@ -450,6 +443,93 @@ fn stop_keeps_the_disk(grounds: &[Ground]) {
         kept.sort();
         assert_eq!(world.held(), kept);
     }
+}
+
+/// A host on which either of two claims is made only when the other one is being made, too.
+struct Together {
+    host: MemoryHost,
+    claims: [Held; 2],
+    met: Barrier,
+    log: Mutex<Vec<Held>>,
+}
+
+impl Host for Together {
+    fn acquire(&self, claim: &Claim) -> Result<(), HostError> {
+        if self.claims.contains(&claim.held()) {
+            self.met.wait();
+        }
+        self.log.lock().unwrap().push(claim.held());
+        self.host.acquire(claim)
+    }
+
+    fn release(&self, held: &Held) -> Result<(), HostError> {
+        self.host.release(held)
+    }
+
+    fn list(&self) -> Result<Vec<Held>, HostError> {
+        self.host.list()
+    }
+
+    fn watch(&self, mark: &Mark) -> Result<Option<Watched>, HostError> {
+        self.host.watch(mark)
+    }
+
+    fn signal(&self, mark: &Mark, signal: Signal) -> Result<(), HostError> {
+        self.host.signal(mark, signal)
+    }
+
+    fn connect(&self, mark: &Mark, socket: &VmSocket) -> Result<UnixStream, HostError> {
+        self.host.connect(mark, socket)
+    }
+
+    fn open(
+        &self,
+        mark: &Mark,
+        addresses: &BTreeSet<Ipv4Addr>,
+        seconds: u32,
+    ) -> Result<(), HostError> {
+        self.host.open(mark, addresses, seconds)
+    }
+
+    fn denied(&self, mark: &Mark) -> Result<Vec<Denied>, HostError> {
+        self.host.denied(mark)
+    }
+}
+
+#[test]
+fn a_network_is_made_beside_the_rest_each_in_its_order() {
+    let world = World::new(Ground::MemoryJailed);
+    let first = |part| {
+        let all = world.run.iter().map(Claim::held);
+        all.clone().find(|held| held.part() == part).unwrap()
+    };
+    let host = Together {
+        host: MemoryHost::default(),
+        claims: [first(Part::Network), first(Part::Machine)],
+        met: Barrier::new(2),
+        log: Mutex::default(),
+    };
+    ledger::acquire(&host, &world.run).unwrap();
+    for part in [Part::Network, Part::Machine] {
+        let of_part = |held: &&Held| held.part() == part;
+        let recorded: Vec<_> = world.run.iter().map(Claim::held).collect();
+        let log = host.log.lock().unwrap();
+        let (made, recorded) = (log.iter().filter(of_part), recorded.iter().filter(of_part));
+        assert_eq!(made.collect::<Vec<_>>(), recorded.collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn a_vmm_that_is_given_its_device_at_its_start_is_made_after_all_else() {
+    let jailed = World::new(Ground::MemoryJailed);
+    let mut claims: Vec<Claim> =
+        jailed.run.iter().filter(|claim| !matches!(claim, Claim::JailedVmm(_))).cloned().collect();
+    claims.extend(World::new(Ground::Memory).run);
+    assert!(matches!(claims.last(), Some(Claim::Vmm(_))));
+    ledger::acquire(&jailed.host, &claims).unwrap();
+    let log = jailed.host.log();
+    assert_eq!(log.len(), claims.len());
+    assert_eq!(log.last().unwrap(), &format!("acquire {}", claims.last().unwrap().held()));
 }
 
 #[test]
@@ -489,6 +569,6 @@ on_every_ground! {
     a_crash_at_any_release_is_finished_by_the_next_one
     one_failing_release_does_not_stop_the_rest_and_is_kept_with_its_cause
     acquire_and_release_can_be_repeated
-    what_was_made_last_is_released_first
+    what_was_recorded_last_is_released_first
     stop_keeps_the_disk
 }

@@ -241,8 +241,8 @@ impl<H: Hands> Service<H> {
             let deserted = wire::is_deserted(connection).unwrap_or(true);
             (!deserted).then(|| self.act(act, file))
         };
-        let done = match act.mark() {
-            Some(mark) => self.turns.alone(&mark, work),
+        let done = match act.whose() {
+            Some(whose) => self.turns.alone(&whose, work),
             None => work(),
         };
         done.map(|result| {

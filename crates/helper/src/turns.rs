@@ -1,29 +1,29 @@
-//! One request of a VM at a time: a claim is not released while it is made. Requests of different VMs do not wait for
-//! each other.
+//! One request of a VM's network, and one of the rest of it, at a time: a claim is not released while it is made. Requests of
+//! different VMs do not wait for each other.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use banger_host::Mark;
+use banger_host::{Mark, Part};
 
 /// The locks of the VMs that somebody asks about now.
 #[derive(Debug, Default)]
-pub(crate) struct Turns(Mutex<HashMap<Mark, Arc<Mutex<()>>>>);
+pub(crate) struct Turns(Mutex<HashMap<(Mark, Part), Arc<Mutex<()>>>>);
 
 impl Turns {
-    /// Does it when nobody else does something for this VM.
-    pub(crate) fn alone<T>(&self, mark: &Mark, work: impl FnOnce() -> T) -> T {
-        let turn = self.of(mark);
+    /// Does it when nobody else does something for this part of the VM.
+    pub(crate) fn alone<T>(&self, whose: &(Mark, Part), work: impl FnOnce() -> T) -> T {
+        let turn = self.of(whose);
         // Whoever panicked has left the machine as a crash would have, which release can deal with.
         let _held = turn.lock().unwrap_or_else(PoisonError::into_inner);
         work()
     }
 
-    fn of(&self, mark: &Mark) -> Arc<Mutex<()>> {
+    fn of(&self, whose: &(Mark, Part)) -> Arc<Mutex<()>> {
         let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         // Those that nobody waits for or holds.
         turns.retain(|_, turn| Arc::strong_count(turn) > 1);
-        Arc::clone(turns.entry(mark.clone()).or_default())
+        Arc::clone(turns.entry(whose.clone()).or_default())
     }
 }
 
@@ -67,21 +67,27 @@ mod tests {
 
     use super::*;
 
-    fn mark(vm: &str) -> Mark {
-        Mark::parse(&format!("bg0000-0000000{vm}")).unwrap()
+    fn machine(vm: &str) -> (Mark, Part) {
+        (Mark::parse(&format!("bg0000-0000000{vm}")).unwrap(), Part::Machine)
     }
 
     #[test]
-    fn one_vm_waits_for_itself_and_for_no_other() {
-        let turns = Turns::default();
+    fn a_part_of_a_vm_waits_for_itself_and_for_no_other() {
+        let turns = &Turns::default();
         let (say, heard) = mpsc::channel();
         thread::scope(|scope| {
-            turns.alone(&mark("0"), || {
+            turns.alone(&machine("0"), || {
                 let said = say.clone();
-                scope.spawn(|| turns.alone(&mark("1"), move || said.send("another").unwrap()));
+                scope.spawn(|| turns.alone(&machine("1"), move || said.send("another").unwrap()));
                 assert_eq!(heard.recv_timeout(Duration::from_secs(10)).unwrap(), "another");
+                let network = (machine("0").0, Part::Network);
                 let said = say.clone();
-                scope.spawn(|| turns.alone(&mark("0"), move || said.send("the same").unwrap()));
+                scope.spawn(move || {
+                    turns.alone(&network, move || said.send("its network").unwrap())
+                });
+                assert_eq!(heard.recv_timeout(Duration::from_secs(10)).unwrap(), "its network");
+                let said = say.clone();
+                scope.spawn(|| turns.alone(&machine("0"), move || said.send("the same").unwrap()));
                 assert!(heard.recv_timeout(Duration::from_millis(50)).is_err());
             });
             assert_eq!(heard.recv_timeout(Duration::from_secs(10)).unwrap(), "the same");
@@ -104,12 +110,12 @@ mod tests {
         let panicked = thread::scope(|scope| {
             let work = || {
                 let _place = places.take();
-                turns.alone(&mark("0"), || panic!("on purpose"));
+                turns.alone(&machine("0"), || panic!("on purpose"));
             };
             scope.spawn(work).join()
         });
         assert!(panicked.is_err());
         let _place = places.take();
-        turns.alone(&mark("0"), || ());
+        turns.alone(&machine("0"), || ());
     }
 }

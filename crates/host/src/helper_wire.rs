@@ -27,7 +27,7 @@ use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
 use crate::root::{Firewalls, Routed};
-use crate::{Claim, Denied, Held, HostError, Mark, Network};
+use crate::{Claim, Denied, Held, HostError, Mark, Network, Part};
 
 /// Of what is said here. A daemon and a helper of different versions refuse each other by name.
 pub const VERSION: u32 = 1;
@@ -82,17 +82,18 @@ impl Act {
         }
     }
 
-    /// The VM that it is about; `None` for what is not about one.
+    /// The VM that it is about, and what of it; `None` for what is not about one.
     #[must_use]
-    pub fn mark(&self) -> Option<Mark> {
+    pub fn whose(&self) -> Option<(Mark, Part)> {
+        let of = |held: &Held| held.mark().map(|mark| (mark.clone(), held.part()));
         match self {
-            Act::Acquire { claim } => claim.held().mark().cloned(),
-            Act::Release { held } => held.mark().cloned(),
+            Act::Acquire { claim } => of(&claim.held()),
+            Act::Release { held } => of(held),
             Act::List {} | Act::Firewalls { .. } | Act::RouteNames { .. } => None,
-            Act::Signal { mark, .. }
-            | Act::Connect { mark, .. }
-            | Act::Open { mark, .. }
-            | Act::Denied { mark } => Some(mark.clone()),
+            Act::Signal { mark, .. } | Act::Connect { mark, .. } => {
+                Some((mark.clone(), Part::Machine))
+            }
+            Act::Open { mark, .. } | Act::Denied { mark } => Some((mark.clone(), Part::Network)),
         }
     }
 

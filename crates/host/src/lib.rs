@@ -128,6 +128,21 @@ impl Claim {
     pub fn needs_root(&self) -> bool {
         self.held().needs_root()
     }
+
+    /// Whether all that a start makes before it has to be there: such a VMM is given its network device when it is started,
+    /// and a jailed one later, by its API.
+    #[must_use]
+    pub fn needs_all_before(&self) -> bool {
+        matches!(self, Claim::Vmm(_))
+    }
+}
+
+/// What of a VM knows nothing of the rest of it: claims of one part are made and undone one after another, those of two parts
+/// may be at the same time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Part {
+    Network,
+    Machine,
 }
 
 /// A thing that is there, by the name that the host knows it by. Every name holds the [`Mark`].
@@ -219,6 +234,25 @@ impl Held {
             | Held::Jail { mark }
             | Held::Vmm { mark }
             | Held::JailedVmm { mark } => Some(mark),
+        }
+    }
+
+    /// What it is part of.
+    #[must_use]
+    pub fn part(&self) -> Part {
+        match self {
+            Held::Bridge { .. } | Held::Guard { .. } | Held::Tap { .. } | Held::Nat { .. } => {
+                Part::Network
+            }
+            Held::VmFolder { .. }
+            | Held::Disk { .. }
+            | Held::RunFolder { .. }
+            | Held::Cgroup { .. }
+            | Held::Loop { .. }
+            | Held::DmSnapshot { .. }
+            | Held::Jail { .. }
+            | Held::Vmm { .. }
+            | Held::JailedVmm { .. } => Part::Machine,
         }
     }
 
