@@ -1,6 +1,7 @@
 //! `cargo xtask bench image`: the image of the figure in the documentation, in a registry on loopback, and `banger bench
-//! image` with it, all built for release. The image is made once and kept in target/bench. And `cargo xtask bench network`:
-//! what crates/e2e/src/bin/bench-network.rs says.
+//! image` with it, all built for release. The image is made once and kept in target/bench. `cargo xtask bench start`: what
+//! crates/e2e/src/bin/bench-start.rs says in the test host, built for release. And `cargo xtask bench network`: what
+//! crates/e2e/src/bin/bench-network.rs says.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -12,7 +13,8 @@ use crate::failure::Failure;
 use crate::log::Log;
 use crate::packages;
 use crate::programs::{Call, Talk};
-use crate::project;
+use crate::test_programs::TestProgram;
+use crate::{e2e, project, testhost};
 
 /// The image: so many layers of so many folders with so many files each, 30,000 files of 500 MB in all.
 const LAYERS: usize = 3;
@@ -39,6 +41,28 @@ pub(crate) fn image(rounds: &str) -> Result<(), Failure> {
     let measured = measure(&folder.join("banger"), &work, &address, rounds, &mut log);
     registry.end();
     measured
+}
+
+pub(crate) fn start(rounds: &str) -> Result<(), Failure> {
+    let target = project::target()?;
+    let mut log = Log::create(&target, "bench")?;
+    packages::ensure(&testhost::needs(), None, &mut log)?;
+    let debug = build::all(Profile::Dev, &target, &mut log)?;
+    e2e::ensure_cache(&target, &debug, &mut log)?;
+    let packages = ["--package", "banger-bare", "--package", "banger-e2e"];
+    Call::cargo()
+        .args(["build", "--release", "--bins"])
+        .args(packages)
+        .in_folder(project::root())
+        .run(&mut log)?;
+    let program = |of: &str, name: &str| TestProgram {
+        of: of.to_owned(),
+        name: name.to_owned(),
+        executable: target.join("release").join(name),
+    };
+    let (bare, bench) = (program("bare", "banger-bare"), program("e2e", "bench-start"));
+    let arguments = [rounds.to_owned(), testhost::path_there(&bare).display().to_string()];
+    testhost::run_there(Profile::Release, &bench, &[bare], &arguments, &target, &mut log)
 }
 
 pub(crate) fn network(rounds: &str) -> Result<(), Failure> {

@@ -44,6 +44,8 @@ usage: cargo xtask VERB
                      a Debian machine with KVM and systemd, emulated: one to look into, or one for each test program
   bench image [ROUNDS]
                      the pull of an image of 500 MB, against skopeo, umoci and mke2fs
+  bench start [ROUNDS]
+                     the start of a jailed Firecracker, against a minimal program that does the same, in the test host
   bench network [ROUNDS]
                      TCP between host and guest, against a tap and a bridge made by hand
   tidy               the rules of this repository that no compiler checks
@@ -78,6 +80,8 @@ fn main() -> ExitCode {
         ["testhost", "status"] => testhost::status().map(|()| true),
         ["bench", "image"] => bench::image("3").map(|()| true),
         ["bench", "image", rounds] => bench::image(rounds).map(|()| true),
+        ["bench", "start"] => bench::start("12").map(|()| true),
+        ["bench", "start", rounds] => bench::start(rounds).map(|()| true),
         ["bench", "network"] => bench::network("10").map(|()| true),
         ["bench", "network", rounds] => bench::network(rounds).map(|()| true),
         ["tidy"] => tidy::run().map(|()| true),

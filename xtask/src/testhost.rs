@@ -28,6 +28,7 @@ use crate::log::Log;
 use crate::programs::{Call, End};
 use crate::report::Report;
 use crate::sum::Sum;
+use crate::test_programs::TestProgram;
 use crate::{e2e, firecracker, host, packages, project, test_programs};
 
 use machine::Lease;
@@ -106,7 +107,48 @@ pub(crate) fn up() -> Result<(), Failure> {
     let target = project::target()?;
     let mut log = Log::create(&target, "testhost")?;
     let log = &mut log;
-    let places = places(&target);
+    let ssh = stand(Profile::Dev, &[], &target, log)?;
+    log.line(&format!(
+        "\nThe test host is up, with sshd on port {port} of this machine. banger is in its PATH, firecracker in\n\
+         /banger/firecracker; the kernels and images of the tests, if they were made, are in /cache/e2e.\n\n    \
+         cargo xtask testhost ssh             a shell in it, as root\n    \
+         cargo xtask testhost ssh COMMAND     one command\n    \
+         cargo xtask testhost down            its end",
+        port = ssh.port()
+    ));
+    Ok(())
+}
+
+/// Runs a program in a host of its own, with the programs of this tree in this profile and these beside them: what is measured.
+pub(crate) fn run_there(
+    profile: Profile,
+    program: &TestProgram,
+    beside: &[TestProgram],
+    arguments: &[String],
+    target: &Path,
+    log: &mut Log,
+) -> Result<(), Failure> {
+    let programs: Vec<&TestProgram> = beside.iter().chain([program]).collect();
+    let ssh = stand(profile, &programs, target, log)?;
+    let words = arguments.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
+    let ran = ssh.call(&format!("{} {words}", suite::line(program))).run(log);
+    let ended = down();
+    ran.and(ended)
+}
+
+/// Where [`run_there`] has a program.
+pub(crate) fn path_there(program: &TestProgram) -> PathBuf {
+    Path::new("/banger").join(disks::in_host(program))
+}
+
+/// A host that stays until [`down`], with the programs of this tree.
+fn stand(
+    profile: Profile,
+    beside: &[&TestProgram],
+    target: &Path,
+    log: &mut Log,
+) -> Result<Ssh, Failure> {
+    let places = places(target);
     let folder = places.join("run").join(PERSONS);
     if pid(&folder).is_some() {
         return Err(Failure::new("the test host is up")
@@ -114,10 +156,10 @@ pub(crate) fn up() -> Result<(), Failure> {
             .remedy("cargo xtask testhost down, to have it anew"));
     }
     packages::ensure(&needs(), None, log)?;
-    let built = build::all(Profile::Dev, &target, log)?;
+    let built = build::all(profile, target, log)?;
     let image = image::ensure(&places, log)?;
     let frozen = frozen::ensure(&places, &image, log)?;
-    let firecracker = firecracker::ensure(&target, log)?;
+    let firecracker = firecracker::ensure(target, log)?;
     let cache = disks::cache(&places, &target.join(e2e::CACHE))?;
     remove(&folder)?;
     let disks_folder = folder.with_file_name(format!("{PERSONS}-programs"));
@@ -125,19 +167,12 @@ pub(crate) fn up() -> Result<(), Failure> {
     fs::create_dir_all(&disks_folder).map_err(|error| {
         Failure::new(format!("cannot make {}", disks_folder.display())).cause(&error)
     })?;
-    let programs = disks::programs(&disks_folder, &built, &firecracker, &[])?;
+    let programs = disks::programs(&disks_folder, &built, &firecracker, beside)?;
     let machine = frozen.thaw(&folder, &programs, &cache, Lease::Free)?;
-    machine.prepare(&target)?;
-    let port = machine.ssh().port();
+    machine.prepare(target)?;
+    let ssh = machine.ssh().clone();
     machine.leave();
-    log.line(&format!(
-        "\nThe test host is up, with sshd on port {port} of this machine. banger is in its PATH, firecracker in\n\
-         /banger/firecracker; the kernels and images of the tests, if they were made, are in /cache/e2e.\n\n    \
-         cargo xtask testhost ssh             a shell in it, as root\n    \
-         cargo xtask testhost ssh COMMAND     one command\n    \
-         cargo xtask testhost down            its end"
-    ));
-    Ok(())
+    Ok(ssh)
 }
 
 /// `testhost ssh`: a shell in the host that is up, or a command; the status is the command's. One word is a line for the

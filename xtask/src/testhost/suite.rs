@@ -13,10 +13,10 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use super::evidence;
 use super::frozen::Frozen;
 use super::machine::{Lease, Machine};
 use super::ssh::quoted;
-use super::{disks, evidence};
 use crate::failure::Failure;
 use crate::log::Log;
 use crate::programs::End;
@@ -325,25 +325,27 @@ fn run_part(
     }
 }
 
-/// The line for the host's shell.
-fn command(program: &TestProgram, tests: &[String]) -> String {
-    let alone = program.of == EVERYWHERE && ONE_AT_A_TIME.contains(&program.name.as_str());
-    let path = Path::new("/banger").join(disks::in_host(program));
+/// The line for the host's shell that runs a program with what tests find in their environment.
+pub(super) fn line(program: &TestProgram) -> String {
     let words = [
         "exec env BANGER_BIN_DIR=/banger/bin BANGER_FIRECRACKER_DIR=/banger/firecracker",
         "BANGER_E2E_CACHE=/cache/e2e BANGER_E2E_BACKEND=firecracker",
         "TMPDIR=/cache/tmp",
     ];
+    let path = quoted(&super::path_there(program).display().to_string());
+    format!("cd /cache/tmp && {} {path}", words.join(" "))
+}
+
+fn command(program: &TestProgram, tests: &[String]) -> String {
+    let alone = program.of == EVERYWHERE && ONE_AT_A_TIME.contains(&program.name.as_str());
     let flags = [
         "--exact",
         "--include-ignored",
         if alone { "--test-threads=1" } else { "--test-threads=2" },
     ];
-    let path = quoted(&path.display().to_string());
     let tests = tests.iter().map(|test| quoted(test));
-    let words = words.into_iter().map(str::to_owned).chain([path]);
-    let line: Vec<String> = words.chain(flags.map(str::to_owned)).chain(tests).collect();
-    format!("cd /cache/tmp && {}", line.join(" "))
+    let words = [line(program)].into_iter().chain(flags.map(str::to_owned)).chain(tests);
+    words.collect::<Vec<_>>().join(" ")
 }
 
 /// Whether some of them need the kernels and images that are made outside.
