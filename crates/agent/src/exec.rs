@@ -69,23 +69,38 @@ where
     let (mut sink, mut frames) = socket.split();
     // A client that leaves before it has started anything leaves nothing to do.
     let Ok(ToAgent::Start(start)) = next(&mut frames).await else { return };
-    let begun = Instant::now();
-    match prepare(&start, config)
-        .and_then(|program| spawn::start(&program).map_err(|error| refuse_start(&error)))
-    {
+    match begin(&start, config) {
         Err(refused) => {
             if sink.send(Message::Binary(FromAgent::Refused(refused).encode())).await.is_ok() {
                 say_goodbye(sink, frames).await;
             }
         }
-        Ok(started) => {
-            let timeout = start.timeout_ms.map(Duration::from_millis);
-            match Command::new(started, begun) {
-                Ok(command) => command.serve(sink, frames, timeout).await,
-                Err(error) => crate::console::say_error(&error),
-            }
-        }
+        Ok(command) => command.serve(sink, frames, timeout(&start)).await,
     }
+}
+
+/// Starts what is asked for; what that leaves open is as the image's `config` says.
+pub(crate) fn begin(start: &Start, config: &Config) -> Result<Command, Refused> {
+    let begun = Instant::now();
+    let program = prepare(start, config)?;
+    let started = spawn::start(&program).map_err(|error| refuse_start(&error))?;
+    Command::new(started, begun).map_err(|error| {
+        crate::console::say_error(&error);
+        refuse(125, error.to_string())
+    })
+}
+
+/// Serves the client of a command that was begun.
+pub(crate) async fn carry<S>(command: Command, start: &Start, socket: WebSocketStream<S>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let (sink, frames) = socket.split();
+    command.serve(sink, frames, timeout(start)).await;
+}
+
+fn timeout(start: &Start) -> Option<Duration> {
+    start.timeout_ms.map(Duration::from_millis)
 }
 
 /// The last frame is out: waits until the client has it, which its own goodbye shows.
@@ -120,7 +135,7 @@ where
 }
 
 /// A command that runs.
-struct Command {
+pub(crate) struct Command {
     child: Child,
     pid: Pid,
     /// Readable when the command has ended; it can be asked without taking the end, so that the pid stays ours.

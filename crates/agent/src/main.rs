@@ -19,6 +19,8 @@ mod guest_port;
 #[cfg(test)]
 mod host;
 mod init;
+mod job_log;
+mod jobs;
 mod loopback;
 mod modules;
 mod mounts;

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! GET  /v1/exec      WebSocket: a command, see exec.rs
+//! *    /v1/jobs...   commands that go on by themselves, see banger_api::jobs
 //! PUT  /v1/image     what the image says about its programs (JSON GuestImage); runs its program if asked to
 //! GET  /v1/init      what PID 1 is and how far, once it has started what it starts
 //! GET  /v1/connect   a stream to a port of the guest's, see guest_port.rs
@@ -15,6 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use banger_api::client::websocket_config;
 use banger_api::image::{Config, GuestImage};
+use banger_api::jobs::JobSignal;
 use banger_api::{Code, Problem};
 use bytes::Bytes;
 use http::header::{
@@ -24,6 +26,7 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
+use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OnceCell, Semaphore};
@@ -33,6 +36,7 @@ use tokio_tungstenite::tungstenite::protocol::Role;
 
 use crate::entrypoint::{self, Entrypoint, EntrypointError};
 use crate::init::{Init, InitError};
+use crate::jobs::{JobError, Jobs};
 use crate::{cmdline, console, exec, guest_port, probe, shutdown, sockets};
 
 type Reply = Response<Full<Bytes>>;
@@ -47,6 +51,7 @@ pub(crate) struct Guest {
     entrypoint: OnceCell<Arc<Entrypoint>>,
     /// To its ports, each with one of these.
     connections: Arc<Semaphore>,
+    jobs: Arc<Jobs>,
 }
 
 /// What an image says is no longer than this: 1 MiB.
@@ -60,6 +65,7 @@ impl Guest {
             image: Mutex::default(),
             entrypoint: OnceCell::new(),
             connections: Arc::new(Semaphore::new(guest_port::MOST)),
+            jobs: Arc::default(),
         }
     }
 
@@ -125,7 +131,11 @@ where
 
 async fn answer(request: Request<Incoming>, guest: Arc<Guest>) -> Result<Reply, Infallible> {
     let reply = match (request.method(), request.uri().path()) {
-        (&Method::GET, "/v1/exec") => upgrade(request, guest.image()),
+        (&Method::GET, "/v1/exec") => {
+            let image = guest.image();
+            upgrade(request, |socket| async move { exec::serve(socket, &image).await })
+        }
+        (_, path) if path.starts_with("/v1/jobs") => jobs(request, &guest).await,
         (&Method::GET, "/v1/connect") => {
             match guest_port::upgrade(request, &guest.connections).await {
                 Ok(reply) => reply,
@@ -173,16 +183,72 @@ fn json(status: StatusCode, value: &impl serde::Serialize) -> Reply {
     reply
 }
 
-async fn take_image(request: Request<Incoming>, guest: &Arc<Guest>) -> Reply {
+/// The paths of `banger_api::jobs`.
+async fn jobs(request: Request<Incoming>, guest: &Arc<Guest>) -> Reply {
+    let path = request.uri().path().trim_start_matches("/v1/jobs").to_owned();
+    let words: Vec<&str> = path.split('/').skip(1).collect();
+    let failed = |error: &JobError| {
+        let (status, code) = match error {
+            JobError::Refused(_) => (StatusCode::BAD_REQUEST, Code::Invalid),
+            JobError::TooMany => (StatusCode::CONFLICT, Code::Conflict),
+            JobError::Unknown(_) => (StatusCode::NOT_FOUND, Code::NotFound),
+            JobError::Ended(_) => (StatusCode::CONFLICT, Code::WrongState),
+            JobError::Keep { .. } => (StatusCode::INTERNAL_SERVER_ERROR, Code::Guest),
+        };
+        json(status, &Problem::from_error(code, error))
+    };
+    let number = words.first().and_then(|word| word.parse::<u32>().ok());
+    match (request.method(), number, words.get(1).copied()) {
+        (&Method::GET, None, None) => match guest.jobs.list() {
+            Ok(jobs) => json(StatusCode::OK, &jobs),
+            Err(error) => failed(&error),
+        },
+        (&Method::POST, None, None) => match body(request).await {
+            Err(reply) => reply,
+            Ok(start) => match guest.jobs.start(&start, &guest.image()) {
+                Ok(job) => json(StatusCode::OK, &job),
+                Err(error) => failed(&error),
+            },
+        },
+        (&Method::POST, Some(number), Some("signal")) => match body::<JobSignal>(request).await {
+            Err(reply) => reply,
+            Ok(wanted) => match guest.jobs.signal(number, wanted.signal).await {
+                Ok(()) => json(StatusCode::OK, &serde_json::json!({})),
+                Err(error) => failed(&error),
+            },
+        },
+        (&Method::GET, Some(number), Some("attach")) => {
+            let follow = request.uri().query() != Some("follow=false");
+            match guest.jobs.show(number) {
+                Err(error) => failed(&error),
+                Ok(_) => {
+                    let jobs = Arc::clone(&guest.jobs);
+                    upgrade(request, move |socket| async move {
+                        jobs.attach(number, follow, socket).await
+                    })
+                }
+            }
+        }
+        (method, ..) => {
+            let message = format!("the agent has no {method} /v1/jobs{path}");
+            json(StatusCode::NOT_FOUND, &Problem::new(Code::NotFound, message))
+        }
+    }
+}
+
+/// A JSON body, or what is answered to one that is none.
+async fn body<T: serde::de::DeserializeOwned>(request: Request<Incoming>) -> Result<T, Reply> {
     let invalid = |error: &(dyn std::error::Error + 'static)| {
         json(StatusCode::BAD_REQUEST, &Problem::from_error(Code::Invalid, error))
     };
-    let body = match Limited::new(request.into_body(), LARGEST_BODY).collect().await {
-        Ok(body) => body.to_bytes(),
-        Err(error) => return invalid(error.as_ref()),
-    };
-    match serde_json::from_slice(&body) {
-        Err(error) => invalid(&error),
+    let body = Limited::new(request.into_body(), LARGEST_BODY).collect().await;
+    let body = body.map_err(|error| invalid(error.as_ref()))?.to_bytes();
+    serde_json::from_slice(&body).map_err(|error| invalid(&error))
+}
+
+async fn take_image(request: Request<Incoming>, guest: &Arc<Guest>) -> Reply {
+    match body(request).await {
+        Err(reply) => reply,
         Ok(image) => match guest.take_image(image).await {
             Ok(()) => json(StatusCode::OK, &serde_json::json!({})),
             Err(error) => {
@@ -204,8 +270,14 @@ fn uptime_ms() -> u64 {
     u64::try_from(ms).unwrap_or_default()
 }
 
-/// Turns the connection into a WebSocket that carries an exec (RFC 6455, 4.2).
-fn upgrade(request: Request<Incoming>, image: Arc<Config>) -> Reply {
+/// Turns the connection into a WebSocket that carries an exec's frames (RFC 6455, 4.2).
+fn upgrade<F>(
+    request: Request<Incoming>,
+    serve: impl FnOnce(WebSocketStream<TokioIo<Upgraded>>) -> F + Send + 'static,
+) -> Reply
+where
+    F: Future<Output = ()> + Send,
+{
     let headers = request.headers();
     let wants_websocket = headers
         .get(UPGRADE)
@@ -216,19 +288,15 @@ fn upgrade(request: Request<Incoming>, image: Arc<Config>) -> Reply {
     else {
         return json(
             StatusCode::BAD_REQUEST,
-            &Problem::new(Code::Invalid, "/v1/exec is a WebSocket"),
+            &Problem::new(Code::Invalid, format!("{} is a WebSocket", request.uri().path())),
         );
     };
     drop(tokio::spawn(async move {
         // An upgrade that fails is a connection that has ended.
         if let Ok(upgraded) = hyper::upgrade::on(request).await {
             let stream = TokioIo::new(upgraded);
-            exec::serve(
-                WebSocketStream::from_raw_socket(stream, Role::Server, Some(websocket_config()))
-                    .await,
-                &image,
-            )
-            .await;
+            let limits = Some(websocket_config());
+            serve(WebSocketStream::from_raw_socket(stream, Role::Server, limits).await).await;
         }
     }));
     let mut reply = Response::new(Full::default());

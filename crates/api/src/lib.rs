@@ -16,6 +16,7 @@ pub mod guest_net;
 pub mod ids;
 pub mod image;
 pub mod install;
+pub mod jobs;
 pub mod kernel;
 pub mod network;
 pub mod operation;

@@ -9,6 +9,7 @@ mod doctor;
 mod duration;
 mod image;
 mod kernel;
+mod man;
 mod network;
 mod pruning;
 mod system;
@@ -61,6 +62,7 @@ pub(crate) enum Noun {
     #[command(subcommand)]
     Bench(bench::Verb),
     Completion(completion::Args),
+    Man(man::Args),
 }
 
 impl Noun {
@@ -76,13 +78,14 @@ impl Noun {
             Noun::Bench(verb) => verb.run(context).await,
             Noun::Doctor(args) => doctor::run(args, context).await,
             Noun::Completion(args) => completion::run(args),
+            Noun::Man(args) => man::run::<crate::Cli>(&args),
         }
     }
 
     /// What a problem exits with: distinct from what a guest's command is likely to.
     pub(crate) fn status_of_a_failure(&self) -> u8 {
         match self {
-            Noun::Vm(vm::Verb::Run(_) | vm::Verb::Exec(_)) => BANGER_FAILED,
+            Noun::Vm(vm::Verb::Run(_) | vm::Verb::Exec(_) | vm::Verb::Attach(_)) => BANGER_FAILED,
             _ => FAILED,
         }
     }
@@ -101,7 +104,8 @@ pub(crate) fn misused(error: &clap::Error) -> ExitCode {
 
 fn passes_on_a_status(arguments: impl Iterator<Item = OsString>) -> bool {
     let words: Vec<OsString> = arguments.take_while(|argument| argument != "--").collect();
-    words.windows(2).any(|pair| pair[0] == "vm" && (pair[1] == "run" || pair[1] == "exec"))
+    let passing = ["run", "exec", "attach"];
+    words.windows(2).any(|pair| pair[0] == "vm" && passing.iter().any(|verb| pair[1] == *verb))
 }
 
 /// A file that the user named, as the daemon, which has another working directory, can find it.

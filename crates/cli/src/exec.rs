@@ -42,18 +42,49 @@ const LAST_SIGNAL: u32 = 3;
 /// What the CLI exits with when the command was ended by its timeout.
 const TIMED_OUT: u8 = 124;
 
+/// With a terminal it leaves a job to itself: Ctrl-], as of telnet(1).
+pub(crate) const DETACH_KEY: u8 = 0x1d;
+
 /// Runs the command that `start` describes to its end; the exit status for our caller.
 pub(crate) async fn session(
     socket: ExecSocket,
     start: Start,
     signals: &mut Signals,
 ) -> Result<u8, Failure> {
+    Ok(carry(socket, start, signals, false).await?.unwrap_or_default())
+}
+
+/// Is there for a job until that ends or the user leaves it; the exit status if it ended. Of `start`, only the terminal and
+/// whether there is stdin count.
+pub(crate) async fn attach(
+    socket: ExecSocket,
+    start: Start,
+    signals: &mut Signals,
+) -> Result<Option<u8>, Failure> {
+    carry(socket, start, signals, true).await
+}
+
+/// Shows what a job wrote, however that ended.
+pub(crate) async fn watch(
+    socket: ExecSocket,
+    start: Start,
+    signals: &mut Signals,
+) -> Result<(), Failure> {
+    carry(socket, start, signals, true).await.map(drop)
+}
+
+async fn carry(
+    socket: ExecSocket,
+    start: Start,
+    signals: &mut Signals,
+    may_detach: bool,
+) -> Result<Option<u8>, Failure> {
     let has_terminal = start.tty.is_some();
     let reads_stdin = !start.no_stdin;
     let (sink, incoming) = socket.split();
     let (to_agent, queue) = mpsc::unbounded_channel();
     drop(tokio::spawn(send(sink, queue)));
-    let session = Session { to_agent, incoming };
+    let session = Session { to_agent, incoming, may_detach };
     session.say(ToAgent::Start(Box::new(start)));
 
     let raw = has_terminal && terminal::stdin_is_terminal();
@@ -63,13 +94,14 @@ pub(crate) async fn session(
     let ended = session.follow(signals, reads_stdin, has_terminal, raw).await;
     terminal::restore();
     match ended? {
-        End::Exited(exit) if exit.timed_out => Ok(TIMED_OUT),
-        End::Exited(exit) => Ok(exit.status),
+        End::Exited(exit) if exit.timed_out => Ok(Some(TIMED_OUT)),
+        End::Exited(exit) => Ok(Some(exit.status)),
         End::Refused(refused) => {
             out::stderr(&format!("banger: {}\n", refused.message));
-            Ok(refused.status)
+            Ok(Some(refused.status))
         }
-        End::StdoutClosed => Ok(STDOUT_CLOSED),
+        End::StdoutClosed => Ok(Some(STDOUT_CLOSED)),
+        End::Detached => Ok(None),
         End::Left(signal) => Err(Failure::Signal(signal)),
     }
 }
@@ -81,6 +113,8 @@ enum End {
     Refused(Refused),
     /// Nobody reads our stdout or stderr: the agent hangs up on the command when we are gone.
     StdoutClosed,
+    /// The user has left a job to itself.
+    Detached,
     /// We go at this signal, and leave the command to the agent.
     Left(u8),
 }
@@ -88,6 +122,7 @@ enum End {
 struct Session {
     to_agent: mpsc::UnboundedSender<ToAgent>,
     incoming: SplitStream<ExecSocket>,
+    may_detach: bool,
 }
 
 impl Session {
@@ -176,6 +211,9 @@ impl Session {
                 }
                 chunk = next_chunk(stdin.as_mut()), if may_send_stdin => {
                     match chunk {
+                        Some(Ok(bytes)) if raw && self.may_detach && bytes.contains(&DETACH_KEY) => {
+                            return Ok(End::Detached);
+                        }
                         Some(Ok(bytes)) => {
                             under_way += bytes.len();
                             self.say(ToAgent::Stdin(bytes));

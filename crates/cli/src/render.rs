@@ -264,7 +264,7 @@ pub(crate) fn moment(at: Timestamp, now: Timestamp) -> String {
 }
 
 /// The largest whole unit; a clock that went back is no reason for a minus sign.
-fn age(since: Timestamp, now: Timestamp) -> String {
+pub(crate) fn age(since: Timestamp, now: Timestamp) -> String {
     match now.duration_since(since).as_secs().max(0) {
         seconds @ 0..60 => format!("{seconds}s"),
         seconds @ 60..3600 => format!("{}m", seconds / 60),

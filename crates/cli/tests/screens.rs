@@ -430,6 +430,7 @@ Commands:
   doctor      Look whether this host is fit for VMs, and say what to do where it is not
   bench       Measure this host, against the VMM alone
   completion  Print a script that makes a shell complete banger's words, and live names of VMs
+  man         Print banger's manual page, or write one of every verb into a folder
   help        Print this message or the help of the given subcommand(s)
 
 Options:
@@ -456,6 +457,8 @@ Usage: banger vm [OPTIONS] <COMMAND>
 Commands:
   run      Make a VM, start it, and run a command or a shell in it
   exec     Run a command or a shell in a running VM
+  jobs     Show a VM's jobs: the commands that `vm exec -d` has left in it
+  attach   Be there for a job: see what it wrote and writes, and type for it
   list     List the VMs there are [alias: ls]
   show     Show everything there is to know of a VM, and what went wrong with it last
   set      Change VMs, at once if they run
@@ -639,6 +642,8 @@ The command:
                            home
   -u, --user <USER>        The user it runs as: NAME, UID, NAME:GROUP or UID:GID; the image's if it
                            names one, else root
+  -d, --detach             Let it go on by itself in the guest, as a job, and print the job's
+                           number; -t gives it a terminal, -i a stdin for who attaches
       --timeout <TIME>     End the command after this time, such as 30s or 5m
   [CMD]...                 The command and its arguments, passed on word for word
 
@@ -651,6 +656,7 @@ Examples:
   banger vm exec web                                 a shell
   banger vm exec web -- journalctl -f                one command
   banger vm exec -u nobody -w / web -- id
+  banger vm exec -d web -- make -j8 world            goes on by itself: `banger vm jobs web`
   banger vm exec --timeout 30s web -- make test      ended after 30 seconds, with status 124
   banger vm exec web -- cat /etc/motd > motd         stdout, stderr and stdin are the command's
 

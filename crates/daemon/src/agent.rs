@@ -13,6 +13,8 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
 /// How long an agent has for a short answer. A translated guest that boots is slow.
@@ -70,16 +72,40 @@ pub async fn init(channel: &Channel, deadline: Duration) -> Result<InitState, Pr
     })?
 }
 
+/// Asks what has a short answer, in JSON.
+///
+/// # Errors
+/// What the agent says, or that it does not answer.
+pub async fn ask<T: DeserializeOwned>(
+    channel: &Channel,
+    method: Method,
+    path: &str,
+    body: Option<&impl Serialize>,
+) -> Result<T, Problem> {
+    let body =
+        body.map(serde_json::to_vec).transpose().map_err(|e| broken(&e))?.unwrap_or_default();
+    let asked = async {
+        let reply = request(channel, method, path, body.into()).await?;
+        if !reply.status().is_success() {
+            return Err(refused(reply, path).await);
+        }
+        let bytes = reply.into_body().collect().await.map_err(|e| broken(&e))?.to_bytes();
+        serde_json::from_slice(&bytes).map_err(|e| broken(&e))
+    };
+    timeout(ANSWER_DEADLINE, asked).await.map_err(|_| silent())?
+}
+
 /// Passes a WebSocket request on and returns the agent's answer, whose upgrade the caller splices.
 ///
 /// # Errors
 /// When the agent does not answer.
 pub async fn upgrade(
     channel: &Channel,
+    path: &str,
     headers: &http::HeaderMap,
 ) -> Result<http::Response<Incoming>, Problem> {
     let mut builder =
-        Request::builder().method(Method::GET).uri("/v1/exec").header(http::header::HOST, "agent");
+        Request::builder().method(Method::GET).uri(path).header(http::header::HOST, "agent");
     let passed = [
         http::header::CONNECTION,
         http::header::UPGRADE,
@@ -135,15 +161,16 @@ pub async fn ports(channel: &Channel) -> Result<Vec<Listening>, Problem> {
 }
 
 /// Why the agent refused. One that is older than this daemon does not know what it was asked.
-async fn refused(reply: http::Response<Incoming>, path: &str) -> Problem {
+pub(crate) async fn refused(reply: http::Response<Incoming>, path: &str) -> Problem {
     let status = reply.status();
-    if status == StatusCode::NOT_FOUND {
-        return unexpected(path, status)
-            .because("it is of an older banger")
-            .remedy("`banger vm restart NAME` gives the guest this one's agent");
-    }
     let bytes = reply.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
-    serde_json::from_slice(&bytes).unwrap_or_else(|_| unexpected(path, status))
+    match serde_json::from_slice::<Problem>(&bytes) {
+        Ok(problem) if problem.message.starts_with("the agent has no ") => problem
+            .because("it is of an older banger")
+            .remedy("`banger vm restart NAME` gives the guest this one's agent"),
+        Ok(problem) => problem,
+        Err(_) => unexpected(path, status),
+    }
 }
 
 async fn request(

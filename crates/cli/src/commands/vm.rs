@@ -1,11 +1,13 @@
 //! `banger vm …`
 
+mod attach;
 mod command;
 mod create;
 mod delete;
 mod ending;
 mod exec;
 mod forward;
+mod jobs;
 mod kill;
 mod list;
 mod logs;
@@ -28,6 +30,8 @@ use crate::failure::Failure;
 pub(crate) enum Verb {
     Run(run::Args),
     Exec(exec::Args),
+    Jobs(jobs::Args),
+    Attach(attach::Args),
     #[command(visible_alias = "ls")]
     List(list::Args),
     Show(show::Args),
@@ -50,6 +54,8 @@ impl Verb {
         match self {
             Verb::Run(args) => run::run(args, context).await,
             Verb::Exec(args) => exec::run(args, context).await,
+            Verb::Jobs(args) => jobs::run(args, context).await,
+            Verb::Attach(args) => attach::run(args, context).await,
             Verb::List(_) => list::run(context).await,
             Verb::Show(args) => show::run(args, context).await,
             Verb::Set(args) => set::run(args, context).await,

@@ -2,33 +2,37 @@
 
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::StatusCode;
 use axum::response::Response;
 use banger_api::{Code, Problem};
-use http_body_util::BodyExt;
+use banger_store::VmRecord;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional_with_sizes};
 
 use super::{App, Failure, Found};
 use crate::agent;
+use crate::daemon::Daemon;
 
 pub(super) async fn exec(
     State(daemon): App,
     Found(vm): Found,
-    headers: HeaderMap,
+    request: Request,
+) -> Result<Response, Failure> {
+    splice(&daemon, &vm, "/v1/exec", request).await
+}
+
+/// Passes a WebSocket on to this path of the agent's.
+pub(super) async fn splice(
+    daemon: &Daemon,
+    vm: &VmRecord,
+    path: &str,
     mut request: Request,
 ) -> Result<Response, Failure> {
-    let channel = daemon.channel(&vm).await?;
+    let channel = daemon.channel(vm).await?;
     let from_client = hyper::upgrade::on(&mut request);
-    let answer = agent::upgrade(&channel, &headers).await?;
+    let answer = agent::upgrade(&channel, path, request.headers()).await?;
     if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
-        let status = answer.status();
-        let said =
-            answer.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
-        let problem =
-            Problem::new(Code::Guest, format!("the guest's agent refused the exec with {status}"))
-                .because(String::from_utf8_lossy(&said).into_owned());
-        return Err(Failure(problem));
+        return Err(Failure(agent::refused(answer, path).await));
     }
     let mut response = Response::builder().status(StatusCode::SWITCHING_PROTOCOLS);
     for (name, value) in answer.headers() {

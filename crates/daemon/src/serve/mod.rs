@@ -3,15 +3,17 @@
 mod artifacts;
 mod exec;
 mod follow;
+mod jobs;
 mod logs;
 mod networks;
 mod ports;
 mod vms;
 
+use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 
-use axum::extract::{FromRequestParts, Request, State};
+use axum::extract::{FromRequestParts, Path, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode};
 use axum::middleware::{self, Next};
@@ -69,6 +71,9 @@ fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/vms/{vm}/logs", get(logs::logs))
         .route("/v1/vms/{vm}/refused", get(vms::refused))
         .route("/v1/vms/{vm}/exec", get(exec::exec))
+        .route("/v1/vms/{vm}/jobs", get(jobs::list).post(jobs::start))
+        .route("/v1/vms/{vm}/jobs/{number}/signal", post(jobs::signal))
+        .route("/v1/vms/{vm}/jobs/{number}/attach", get(jobs::attach))
         .route("/v1/vms/{vm}/ports", get(ports::ports))
         .route("/v1/vms/{vm}/connect", get(ports::connect))
         .route("/v1/images", get(artifacts::images))
@@ -207,11 +212,12 @@ impl FromRequestParts<Arc<Daemon>> for Found {
     type Rejection = Failure;
 
     async fn from_request_parts(parts: &mut Parts, daemon: &Arc<Daemon>) -> Result<Self, Failure> {
-        let path = axum::extract::Path::<String>::from_request_parts(parts, daemon).await;
-        let reference = path.map_err(|e| {
+        let path = Path::<HashMap<String, String>>::from_request_parts(parts, daemon).await;
+        let Path(words) = path.map_err(|e| {
             Problem::new(Code::Invalid, "the path names no VM").because(e.to_string())
         })?;
-        Ok(Self(daemon.find(&reference)?))
+        let reference = words.get("vm").expect("every path that this is for has it");
+        Ok(Self(daemon.find(reference)?))
     }
 }
 
@@ -246,10 +252,7 @@ async fn operations(State(daemon): App) -> Answer<Vec<Operation>> {
     Ok(Json(all.into_iter().map(shown).collect()))
 }
 
-async fn operation(
-    State(daemon): App,
-    axum::extract::Path(id): axum::extract::Path<OperationId>,
-) -> Answer<Operation> {
+async fn operation(State(daemon): App, Path(id): Path<OperationId>) -> Answer<Operation> {
     let found = daemon.store.operation(&id).map_err(problems::store)?;
     let found =
         found.ok_or_else(|| Problem::new(Code::NotFound, format!("there is no operation {id}")))?;

@@ -9,7 +9,7 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use crate::terminal;
 
 /// What a terminal has that does not say its size.
-const USUAL_SIZE: TerminalSize = TerminalSize { rows: 24, columns: 80 };
+pub(crate) const USUAL_SIZE: TerminalSize = TerminalSize { rows: 24, columns: 80 };
 
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "The command")]
@@ -23,7 +23,7 @@ pub(crate) struct Flags {
     /// Let it read an empty stdin instead of ours, as loops over lines need it
     #[arg(short = 'n', long, conflicts_with = "interactive")]
     no_stdin: bool,
-    /// Taken and ignored: stdin is always passed on
+    /// Taken and ignored where stdin is passed on anyhow; a job keeps its stdin open for who attaches
     #[arg(short, long, hide = true)]
     interactive: bool,
     /// A variable of its environment; KEY alone takes the value from ours
@@ -45,6 +45,13 @@ impl Flags {
                 && !self.no_stdin
                 && terminal::stdin_is_terminal()
                 && terminal::stdout_is_terminal())
+    }
+
+    /// For a command that nobody is there for: a terminal and stdin only if they are asked for.
+    pub(crate) fn job(mut self, argv: Vec<OsString>, timeout_ms: Option<u64>) -> Start {
+        self.no_tty |= !self.tty;
+        let no_stdin = self.no_stdin || !(self.tty || self.interactive);
+        Start { no_stdin, ..self.start(argv, timeout_ms) }
     }
 
     pub(crate) fn start(self, argv: Vec<OsString>, timeout_ms: Option<u64>) -> Start {
