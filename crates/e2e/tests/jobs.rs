@@ -30,7 +30,7 @@ fn a_job_outlives_its_clients_the_daemon_and_a_restart() {
                 what_cannot_be_is_refused_and_leaves_no_job,
             ),
             ("only_the_newest_of_much_output_is_kept", only_the_newest_of_much_output_is_kept),
-            ("a_restart_keeps_what_was_written", a_restart_keeps_what_was_written),
+            ("the_plug_pulled_keeps_what_was_synced", the_plug_pulled_keeps_what_was_synced),
         ]);
     });
 }
@@ -96,7 +96,8 @@ fn a_shell_with_a_terminal_is_left_and_found_again(world: &World) {
     terminal.types("stty size; echo kept: $KEPT\n");
     terminal.shows("40 120");
     terminal.shows("kept: yes");
-    terminal.types("sleep 1000\n");
+    terminal.types("echo be''gun; sleep 1000\n");
+    terminal.shows("begun");
     terminal.types("\u{3}");
     terminal.types("exit 5\n");
     assert_eq!(terminal.ends(), Some(5));
@@ -144,22 +145,26 @@ fn what_cannot_be_is_refused_and_leaves_no_job(world: &World) {
 
 fn only_the_newest_of_much_output_is_kept(world: &World) {
     let number = job(world, &[], "dd if=/dev/zero bs=1M count=30 2> /dev/null; echo; echo the end");
-    let kept = ends(world, &number, 0);
+    // Who follows sees all of it.
+    assert_eq!(ends(world, &number, 0).len(), (30 << 20) + "\nthe end\n".len());
+    let kept = world.banger(["vm", "logs", "one", "--job", &number]).succeeds().text();
     assert!(kept.ends_with("\nthe end\n"), "{}", kept.len());
     assert!((8 << 20..20 << 20).contains(&kept.len()), "{}", kept.len());
     assert!(shown(world, &number)["dropped_bytes"].as_u64().unwrap() > 10 << 20);
 }
 
-fn a_restart_keeps_what_was_written(world: &World) {
-    let number = job(world, &[], "echo before; sync; exec sleep 1000");
+fn the_plug_pulled_keeps_what_was_synced(world: &World) {
+    let number = job(world, &[], "echo before; sync; echo synced; exec sleep 1000");
     let mut watching = world.background(&["vm", "attach", "-n", "one", &number]);
     assert_eq!(watching.line(), "before");
+    assert_eq!(watching.line(), "synced");
     watching.signal(Signal::KILL);
     drop(watching.end());
-    world.banger(["vm", "restart", "one"]).succeeds();
+    world.banger(["vm", "kill", "one"]).succeeds();
+    world.banger(["vm", "start", "one"]).succeeds();
     assert_eq!(shown(world, &number)["state"], "lost");
     let log = world.banger(["vm", "logs", "one", "--job", &number]);
-    log.prints_only("before\n").complains("the guest went off");
+    log.prints("before\n").complains("the guest went off");
     let next: u32 = job(world, &[], "true").parse().unwrap();
     assert!(next > number.parse().unwrap());
 }
