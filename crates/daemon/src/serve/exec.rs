@@ -18,6 +18,7 @@ pub(super) async fn exec(
     headers: HeaderMap,
     mut request: Request,
 ) -> Result<Response, Failure> {
+    let busy = daemon.slots.of(&vm.id).activity.begin();
     let channel = daemon.channel(&vm).await?;
     let from_client = hyper::upgrade::on(&mut request);
     let answer = agent::upgrade(&channel, &headers).await?;
@@ -42,6 +43,7 @@ pub(super) async fn exec(
         };
         // The session's own frames have said how it ended.
         move_bytes(TokioIo::new(client), TokioIo::new(agent)).await;
+        drop(busy);
     }));
     response
         .body(Body::empty())
