@@ -474,6 +474,7 @@ Commands:
   logs     Print what a VM's kernel, init and agent wrote to its console
   ports    Show what a running VM listens on, and where this host reaches it
   forward  Lead ports of this host to ports of a running VM, until Ctrl-C
+  stats    Show what VMs that run use of this host [alias: top]
   help     Print this message or the help of the given subcommand(s)
 
 Options:
@@ -499,29 +500,34 @@ Options:
   -h, --help             Print help
 
 The VM:
-      --name <NAME>      Its name; made up if not given
-      --image <IMAGE>    The image it boots; fetched or built if missing
-      --init <INIT>      What boots it: auto (the image's init if it has one), none (banger's
-                         agent), or the path of a program in the image
-      --kernel <KERNEL>  The kernel it boots, if not the image's own
-      --cpus <N>         How many CPUs it has
-      --memory <SIZE>    Memory, such as 512M or 2G; a bare number is MiB
-      --disk <SIZE>      Size of its disk, such as 8G; a bare number is MiB
-      --network <NAME>   The network that it is in, as `banger network list` shows them; `default`
-                         if not given
-      --nat              Let it reach the internet, and what else the host reaches, under the host's
-                         address
-  -p, --publish <PORT>   Lead a port of this host to one of its own while it runs:
-                         [ADDRESS:]HOST:GUEST[/udp]; 127.0.0.1 if no address is given, the same port
-                         for one number, a free one that it keeps for HOST 0
-      --expose <PORT>    Let it reach a service of this host that listens on 127.0.0.1 or ::1 at
-                         this TCP port, as host.banger.internal:PORT; may be given up to 64 times:
-                         --expose 5432 --expose 11434
-      --egress <POLICY>  What it may reach beyond the host: none, all (the same as --nat), or allow:
-                         and domains, addresses and subnets, such as
-                         allow:github.com,*.debian.org,203.0.113.0/24
-      --label <LABEL>    Write something on it, KEY=VALUE, to find it by: `banger vm list --label
-                         KEY`
+      --name <NAME>       Its name; made up if not given
+      --image <IMAGE>     The image it boots; fetched or built if missing
+      --init <INIT>       What boots it: auto (the image's init if it has one), none (banger's
+                          agent), or the path of a program in the image
+      --kernel <KERNEL>   The kernel it boots, if not the image's own
+      --cpus <N>          How many CPUs it has
+      --memory <SIZE>     Memory, such as 512M or 2G; a bare number is MiB
+      --disk <SIZE>       Size of its disk, such as 8G; a bare number is MiB
+      --network <NAME>    The network that it is in, as `banger network list` shows them; `default`
+                          if not given
+      --nat               Let it reach the internet, and what else the host reaches, under the
+                          host's address
+  -p, --publish <PORT>    Lead a port of this host to one of its own while it runs:
+                          [ADDRESS:]HOST:GUEST[/udp]; 127.0.0.1 if no address is given, the same
+                          port for one number, a free one that it keeps for HOST 0
+      --expose <PORT>     Let it reach a service of this host that listens on 127.0.0.1 or ::1 at
+                          this TCP port, as host.banger.internal:PORT; may be given up to 64 times:
+                          --expose 5432 --expose 11434
+      --egress <POLICY>   What it may reach beyond the host: none, all (the same as --nat), or
+                          allow: and domains, addresses and subnets, such as
+                          allow:github.com,*.debian.org,203.0.113.0/24
+      --label <LABEL>     Write something on it, KEY=VALUE, to find it by: `banger vm list --label
+                          KEY`
+      --ttl <TIME>        Delete it, with its disk, running or not, when this time is over: 90m, 2h,
+                          7d
+      --auto-stop <TIME>  Stop it when nothing went on in it for this time, or `never`: commands,
+                          and connections by its ports, count; `auto_stop_after` of config.toml if
+                          not given
 
 The command:
   -t, --tty                Give it a terminal, even if stdin or stdout is none

@@ -39,7 +39,7 @@ impl WallClock {
         {
             // The clock is being set.
             Err(Errno::CANCELED) => return Ok(()),
-            done => drop(done?),
+            done => done?,
         }
         loop {
             let mut ready = self.0.readable().await?;

@@ -1,10 +1,12 @@
 //! What becomes of a VM from day to day: other names and sizes, standing still and going on.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant, SystemTime};
 
-use banger_e2e::{BUSYBOX, Background, World, in_world, wait_until};
+use banger_e2e::{BUSYBOX, Background, World, echoing, in_world, wait_until};
 use rustix::process::Signal;
 
 const SOON: Duration = Duration::from_secs(60);
@@ -205,13 +207,19 @@ fn a_vm_is_deleted_when_its_time_is_over_and_one_in_which_nothing_goes_on_is_sto
         wait_until("the next one does it", SOON, || names() == ["kept", "spared"]);
         world.banger(["vm", "list"]).succeeds().prints("(2h left)");
 
-        let run = ["vm", "run", "-d", "--image", BUSYBOX, "--memory", "256M", "--name", "idle"];
-        world.banger_with(&[&run[..], &["--auto-stop", "never"]].concat(), b"").succeeds();
-        let session =
-            world.background(&["vm", "exec", "idle", "--", "sh", "-c", "sleep 4; echo done"]);
+        echoing(world, "idle", &["--auto-stop", "never", "-p", "7007:7"]);
+        let mut held = TcpStream::connect("127.0.0.1:7007").unwrap();
+        held.write_all(b"x").unwrap();
+        held.read_exact(&mut [0]).unwrap();
         world.banger(["vm", "set", "idle", "--auto-stop", "1s"]).succeeds().prints("auto-stop 1s");
-        let outcome = session.end();
-        outcome.succeeds().prints("done");
+        let until = Instant::now() + Duration::from_secs(3);
+        wait_until("it would have been stopped", SOON, || Instant::now() > until);
+        assert_eq!(world.state("idle"), "running", "a connection is open");
+        let command = "echo up; sleep 3; echo done";
+        let mut session = world.background(&["vm", "exec", "idle", "--", "sh", "-c", command]);
+        assert_eq!(session.line(), "up");
+        drop(held);
+        session.end().succeeds().prints("done");
         world.wait_for_state("idle", "stopped", SOON);
         world.disk_is_clean("idle");
         let stops = world

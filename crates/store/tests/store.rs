@@ -7,9 +7,10 @@ use std::path::Path;
 use banger_api::ids::LabelKey;
 use banger_api::labels::{Label, Labels};
 use banger_api::ports::PublishedPort;
+use banger_api::until::Until;
 use banger_api::vm::State;
 use banger_api::{Code, Egress, ImageName, KernelName, NetworkName, Problem, Size, VmId, VmName};
-use banger_host::{Claim, Installation, Mark, Nat, Network};
+use banger_host::{Claim, Disk, DiskSource, Installation, Mark, Nat, Network};
 use banger_store::{Deleted, Store, StoreError, VmRecord};
 use jiff::Timestamp;
 
@@ -445,4 +446,47 @@ fn a_database_of_before_labels_keeps_its_vms() {
     assert_eq!(vms[0].name.as_str(), "old");
     assert_eq!(vms[0].state, State::Running);
     assert_eq!(vms[0].labels, labels(&[]));
+    assert_eq!((vms[0].expires_at, vms[0].auto_stop), (None, Until::NEVER));
+}
+
+#[test]
+fn the_ledger_says_from_which_size_a_disk_is_grown_together_with_the_vms_sizes() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    let one = vm("one");
+    let disk = |size_bytes, grown_from| {
+        let mark = Mark::new(store.installation().clone(), one.id.clone());
+        Claim::Disk(Disk { mark, size_bytes, source: DiskSource::Empty, grown_from })
+    };
+    let [folder_claim, _] = claims(&store, &one);
+    store.insert_vm(&one, None, &[folder_claim.clone(), disk(8, None)]).unwrap();
+    let grown = disk(16, Some(8));
+    store.set_sizes(&one.id, 4, Size::gib(2), Size::gib(16), Some((2, &grown))).unwrap();
+    let found = store.vm(&one.id).unwrap().unwrap();
+    assert_eq!((found.cpus, found.memory, found.disk), (4, Size::gib(2), Size::gib(16)));
+    assert_eq!(store.all_claims().unwrap(), [folder_claim, grown]);
+}
+
+#[test]
+fn what_ends_by_itself_is_listed_the_earliest_first_and_remembered() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |seconds: i64| Some(Timestamp::from_second(2_000_000_000 + seconds).unwrap());
+    let (late, never, early) = (
+        VmRecord { expires_at: at(2), auto_stop: Until::parse("30m").unwrap(), ..vm("late") },
+        vm("never"),
+        VmRecord { expires_at: at(3), ..vm("early") },
+    );
+    let store = open(folder.path());
+    for vm in [&late, &never, &early] {
+        store.insert_vm(vm, None, &[]).unwrap();
+    }
+    store.set_expiry(&early.id, at(1)).unwrap();
+    store.set_auto_stop(&never.id, Until::parse("1s").unwrap()).unwrap();
+    let store = open(folder.path());
+    let all = store.expiries().unwrap();
+    assert_eq!(all, [(early.id.clone(), at(1).unwrap()), (late.id.clone(), at(2).unwrap())]);
+    let auto_stop = |vm: &VmRecord| store.vm(&vm.id).unwrap().unwrap().auto_stop.to_string();
+    assert_eq!([auto_stop(&late), auto_stop(&never)], ["30m", "1s"]);
+    store.set_expiry(&early.id, None).unwrap();
+    assert_eq!(store.expiries().unwrap().len(), 1);
 }

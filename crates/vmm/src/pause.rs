@@ -13,7 +13,7 @@ pub fn control_of(name: &str) -> VmSocket {
     api_of(name).unwrap_or_else(|| VmSocket::RunFolder(qemu::CONTROL_SOCKET.to_owned()))
 }
 
-/// Stops the guest's processors, or lets them go on, by a connection to [`control_of`] this name. As it is already is fine.
+/// Stops the guest's processors, or lets them go on, by a connection to [`control_of`] this name.
 ///
 /// # Errors
 /// When the VMM does not answer, or refuses.

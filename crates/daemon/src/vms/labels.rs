@@ -19,14 +19,18 @@ pub(super) fn judge(labels: &Labels) -> Result<(), Problem> {
         .remedy("take some away with `banger vm set --unlabel`"))
 }
 
+/// What a VM has when this is done.
+pub(super) fn after(vm: &VmRecord, request: &SetVm) -> Labels {
+    let mut labels = vm.labels.clone();
+    labels.retain(|key, _| !request.unlabel.contains(key));
+    labels.extend(request.label.clone());
+    labels
+}
+
 impl Daemon {
     /// Takes labels away and gives others; all of it, or nothing.
     pub(super) fn set_labels(&self, vm: &VmRecord, request: &SetVm) -> Result<(), Problem> {
         let SetVm { label, unlabel, .. } = request;
-        let mut labels = vm.labels.clone();
-        labels.retain(|key, _| !unlabel.contains(key));
-        labels.extend(label.clone());
-        judge(&labels)?;
         self.store.label(&vm.id, unlabel, label).map_err(problems::store)
     }
 }

@@ -8,6 +8,7 @@ use banger_host::{Claim, Denied, Nat};
 use banger_store::{Place, VmRecord};
 use jiff::{SignedDuration, Timestamp};
 
+use super::labels;
 use crate::daemon::Daemon;
 use crate::ledger;
 use crate::operations::Operation;
@@ -28,23 +29,8 @@ impl Daemon {
         let _turn = slot.lock.lock().await;
         let vm = self.record(id)?;
         let wanted = Egress::of(request.nat, request.egress.clone());
-        if let Some(egress) = wanted.map_err(|e| problems::egress(&e))? {
-            operation.stage("egress", format!("{}: egress {egress}", vm.name));
-            let leaves = egress != Egress::None && vm.state.is_up();
-            self.blocking({
-                let vm = vm.clone();
-                move |daemon| daemon.set_egress(&vm, &egress)
-            })
-            .await??;
-            if let Some(place) = vm.place.filter(|_| leaves) {
-                self.note_firewalls(&vm, self.network_of(place)?, operation).await;
-            }
-        }
-        if !request.publish.is_empty() || !request.unpublish.is_empty() {
-            operation.stage("ports", format!("{}: changing what it publishes", vm.name));
-            let SetVm { publish, unpublish, .. } = request;
-            self.set_ports(&vm, &slot, unpublish, publish, operation).await?;
-        }
+        let wanted = wanted.map_err(|e| problems::egress(&e))?;
+        labels::judge(&labels::after(&vm, request))?;
         if [request.cpus.is_some(), request.memory_bytes.is_some(), request.disk_bytes.is_some()]
             .contains(&true)
         {
@@ -62,6 +48,23 @@ impl Daemon {
         if !request.label.is_empty() || !request.unlabel.is_empty() {
             operation.stage("labels", format!("{}: changing its labels", vm.name));
             self.set_labels(&vm, request)?;
+        }
+        if let Some(egress) = wanted {
+            operation.stage("egress", format!("{}: egress {egress}", vm.name));
+            let leaves = egress != Egress::None && vm.state.is_up();
+            self.blocking({
+                let vm = vm.clone();
+                move |daemon| daemon.set_egress(&vm, &egress)
+            })
+            .await??;
+            if let Some(place) = vm.place.filter(|_| leaves) {
+                self.note_firewalls(&vm, self.network_of(place)?, operation).await;
+            }
+        }
+        if !request.publish.is_empty() || !request.unpublish.is_empty() {
+            operation.stage("ports", format!("{}: changing what it publishes", vm.name));
+            let SetVm { publish, unpublish, .. } = request;
+            self.set_ports(&vm, &slot, unpublish, publish, operation).await?;
         }
         self.record(id)
     }
