@@ -35,11 +35,12 @@ impl WallClock {
         let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
         let it_value = Timespec { tv_sec: at.as_second(), tv_nsec: at.subsec_nanosecond().into() };
         let flags = TimerfdTimerFlags::ABSTIME | TimerfdTimerFlags::CANCEL_ON_SET;
-        match timerfd_settime(self.0.get_ref(), flags, &Itimerspec { it_interval: zero, it_value })
-        {
+        let timer = Itimerspec { it_interval: zero, it_value };
+        match timerfd_settime(self.0.get_ref(), flags, &timer) {
+            Ok(_) => {}
             // The clock is being set.
             Err(Errno::CANCELED) => return Ok(()),
-            done => done?,
+            Err(errno) => return Err(errno.into()),
         }
         loop {
             let mut ready = self.0.readable().await?;
