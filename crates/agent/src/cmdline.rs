@@ -118,6 +118,12 @@ pub(crate) fn off() -> Off {
     text.and_then(|text| Cmdline::parse(&text).ok()).map_or(Off::Restart, |cmdline| cmdline.off)
 }
 
+/// The guest's network, if it was given one that we understand.
+pub(crate) fn net() -> Option<GuestNet> {
+    let text = std::fs::read_to_string("/proc/cmdline").ok()?;
+    Cmdline::parse(&text).ok()?.net
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 mod boot;
+mod clock;
 mod cmdline;
 mod console;
 mod disks;
@@ -43,6 +44,7 @@ mod shutdown;
 mod sockets;
 mod spawn;
 mod uevents;
+mod usage;
 mod users;
 mod vsock;
 mod watched;

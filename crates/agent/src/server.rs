@@ -4,9 +4,12 @@
 //! GET  /v1/exec      WebSocket: a command, see exec.rs
 //! *    /v1/jobs...   commands that go on by themselves, see banger_api::jobs
 //! PUT  /v1/image     what the image says about its programs (JSON GuestImage); runs its program if asked to
+//! PUT  /v1/name      another hostname (JSON GuestName)
+//! PUT  /v1/clock     what time it is (JSON GuestClock)
 //! GET  /v1/init      what PID 1 is and how far, once it has started what it starts
 //! GET  /v1/connect   a stream to a port of the guest's, see guest_port.rs
 //! GET  /v1/ports     what waits for somebody in the guest (JSON array of Listening)
+//! GET  /v1/usage     what the guest uses of what it was given (JSON GuestUsage)
 //! GET  /v1/health    200 {"uptime_ms": ..}
 //! POST /v1/shutdown  202 when all is on the disks; then PID 1 is asked to turn the guest off
 //! ```
@@ -15,6 +18,7 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use banger_api::client::websocket_config;
+use banger_api::guest::{GuestClock, GuestName};
 use banger_api::image::{Config, GuestImage};
 use banger_api::jobs::JobSignal;
 use banger_api::{Code, Problem};
@@ -28,6 +32,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OnceCell, Semaphore};
 use tokio_tungstenite::WebSocketStream;
@@ -37,7 +42,7 @@ use tokio_tungstenite::tungstenite::protocol::Role;
 use crate::entrypoint::{self, Entrypoint, EntrypointError};
 use crate::init::{Init, InitError};
 use crate::jobs::{JobError, Jobs};
-use crate::{cmdline, console, exec, guest_port, probe, shutdown, sockets};
+use crate::{clock, cmdline, console, exec, guest_port, names, probe, shutdown, sockets, usage};
 
 type Reply = Response<Full<Bytes>>;
 
@@ -144,9 +149,15 @@ async fn answer(request: Request<Incoming>, guest: Arc<Guest>) -> Result<Reply, 
         }
         (&Method::GET, "/v1/ports") => ports().await,
         (&Method::PUT, "/v1/image") => take_image(request, &guest).await,
+        (&Method::PUT, "/v1/name") => take_name(request, &guest).await,
+        (&Method::PUT, "/v1/clock") => take_clock(request, &guest).await,
         (&Method::GET, "/v1/init") => match guest.init.state().await {
             Ok(state) => json(StatusCode::OK, &state),
             Err(error) => problem(StatusCode::INTERNAL_SERVER_ERROR, &error),
+        },
+        (&Method::GET, "/v1/usage") => match usage::now() {
+            Ok(usage) => json(StatusCode::OK, &usage),
+            Err(error) => failed(&error),
         },
         (&Method::GET, "/v1/health") => {
             json(StatusCode::OK, &serde_json::json!({ "uptime_ms": uptime_ms() }))
@@ -237,7 +248,7 @@ async fn jobs(request: Request<Incoming>, guest: &Arc<Guest>) -> Reply {
 }
 
 /// A JSON body, or what is answered to one that is none.
-async fn body<T: serde::de::DeserializeOwned>(request: Request<Incoming>) -> Result<T, Reply> {
+async fn body<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, Reply> {
     let invalid = |error: &(dyn std::error::Error + 'static)| {
         json(StatusCode::BAD_REQUEST, &Problem::from_error(Code::Invalid, error))
     };
@@ -247,16 +258,52 @@ async fn body<T: serde::de::DeserializeOwned>(request: Request<Incoming>) -> Res
 }
 
 async fn take_image(request: Request<Incoming>, guest: &Arc<Guest>) -> Reply {
-    match body(request).await {
-        Err(reply) => reply,
-        Ok(image) => match guest.take_image(image).await {
-            Ok(()) => json(StatusCode::OK, &serde_json::json!({})),
-            Err(error) => {
-                console::say_error(&error);
-                json(StatusCode::CONFLICT, &Problem::from_error(Code::Guest, &error))
-            }
-        },
+    let image = match body(request).await {
+        Ok(image) => image,
+        Err(reply) => return reply,
+    };
+    match guest.take_image(image).await {
+        Ok(()) => json(StatusCode::OK, &serde_json::json!({})),
+        Err(error) => {
+            console::say_error(&error);
+            json(StatusCode::CONFLICT, &Problem::from_error(Code::Guest, &error))
+        }
     }
+}
+
+async fn take_name(request: Request<Incoming>, guest: &Guest) -> Reply {
+    if guest.init == Init::None {
+        return problem(StatusCode::CONFLICT, &InitError::NotAGuest);
+    }
+    let GuestName { name } = match body(request).await {
+        Ok(name) => name,
+        Err(reply) => return reply,
+    };
+    let set = move || names::set(Some(name.as_str()), cmdline::net().as_ref());
+    match tokio::task::spawn_blocking(set).await {
+        Ok(Ok(())) => json(StatusCode::OK, &serde_json::json!({})),
+        Ok(Err(error)) => failed(&error),
+        // The runtime ends.
+        Err(error) => failed(&error),
+    }
+}
+
+async fn take_clock(request: Request<Incoming>, guest: &Guest) -> Reply {
+    if guest.init == Init::None {
+        return problem(StatusCode::CONFLICT, &InitError::NotAGuest);
+    }
+    let GuestClock { now } = match body(request).await {
+        Ok(clock) => clock,
+        Err(reply) => return reply,
+    };
+    match clock::step(now) {
+        Ok(()) => json(StatusCode::OK, &serde_json::json!({})),
+        Err(error) => failed(&error),
+    }
+}
+
+fn failed(error: &(dyn std::error::Error + 'static)) -> Reply {
+    json(StatusCode::INTERNAL_SERVER_ERROR, &Problem::from_error(Code::Guest, error))
 }
 
 fn problem(status: StatusCode, error: &InitError) -> Reply {

@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::labels::{check_key, check_value};
+
 /// Why a text is not a name or an id. The text is quoted, the rule is said.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is not {kind}: {rule}")]
@@ -94,6 +96,15 @@ text_type! {
 text_type! {
     /// What the names of VMs end with: one or more DNS labels, lower case, of which nobody else makes something of its own.
     Zone, "a zone for names of VMs", check_zone
+}
+
+text_type! {
+    /// The key of a label, such as `ci` or `example.com/team`.
+    LabelKey, "a label's key", check_key
+}
+text_type! {
+    /// The value of a label: up to 128 bytes of text without control characters; may be empty.
+    LabelValue, "a label's value", check_value
 }
 
 impl Default for Zone {

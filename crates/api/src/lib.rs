@@ -9,20 +9,25 @@ pub mod channel;
 #[cfg(feature = "client")]
 pub mod client;
 pub mod daemon;
+pub mod duration;
 pub mod egress;
 pub mod exec;
 pub mod folders;
+pub mod guest;
 pub mod guest_net;
 pub mod ids;
 pub mod image;
 pub mod install;
 pub mod jobs;
 pub mod kernel;
+pub mod labels;
 pub mod network;
 pub mod operation;
 pub mod ports;
 pub mod problem;
 pub mod size;
+pub mod stats;
+pub mod until;
 pub mod vm;
 
 pub use egress::{Cidr, Egress};

@@ -7,8 +7,11 @@ use std::net::Ipv4Addr;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::ids::LabelKey;
 use crate::image::Config;
+use crate::labels::Labels;
 use crate::ports::{HostPort, PublishedPort};
+use crate::until::Until;
 use crate::{Egress, ImageName, KernelName, NetworkName, Problem, Size, VmId, VmName};
 
 /// Where a VM is in its life. Every state can be left by delete.
@@ -20,11 +23,21 @@ pub enum State {
     /// Its claims are being acquired, or its guest is booting.
     Starting,
     Running,
+    /// As running, but that its processors stand still; resume lets them go on.
+    Paused,
     Stopping,
     /// Being deleted; the name is free again when the record is gone.
     Deleting,
     /// Something that it held could not be released: `problem` says what. Start, stop and delete try again.
     Error,
+}
+
+impl State {
+    /// Whether it holds all that a running VM holds, and its guest has booted.
+    #[must_use]
+    pub fn is_up(self) -> bool {
+        matches!(self, State::Running | State::Paused)
+    }
 }
 
 impl fmt::Display for State {
@@ -33,6 +46,7 @@ impl fmt::Display for State {
             State::Stopped => "stopped",
             State::Starting => "starting",
             State::Running => "running",
+            State::Paused => "paused",
             State::Stopping => "stopping",
             State::Deleting => "deleting",
             State::Error => "error",
@@ -78,6 +92,15 @@ pub struct Vm {
     /// What it may reach beyond the host.
     #[serde(default)]
     pub egress: Egress,
+    /// What its user has written on it.
+    #[serde(default)]
+    pub labels: Labels,
+    /// When it is deleted, with its disk.
+    #[serde(default)]
+    pub expires_at: Option<Timestamp>,
+    /// How long it runs without a command in it and a connection by its ports, before it is stopped.
+    #[serde(default)]
+    pub auto_stop: Until,
     /// Deleted when the session that made it ends.
     pub ephemeral: bool,
     pub created_at: Timestamp,
@@ -132,6 +155,12 @@ pub struct CreateVm {
     pub published: Vec<PublishedPort>,
     /// TCP ports of the host's loopback that it reaches at `host.banger.internal`; at most [`crate::ports::MOST_EXPOSED`].
     pub exposed: BTreeSet<u16>,
+    /// At most [`crate::labels::MOST_LABELS`].
+    pub labels: Labels,
+    /// How long it is to live from now on: then it is deleted, with its disk, running or not.
+    pub ttl: Until,
+    /// See [`Vm::auto_stop`]; the configured time when absent.
+    pub auto_stop: Option<Until>,
     pub start: bool,
     /// The VM goes when the connection of this request ends: the daemon keeps the stream open after `done`
     /// and deletes the VM when the client closes it.
@@ -149,6 +178,27 @@ pub struct SetVm {
     pub publish: Vec<PublishedPort>,
     /// Ports of the host's that are no longer; taken back before others are published.
     pub unpublish: Vec<HostPort>,
+    /// How many processors it has from its next start on.
+    pub cpus: Option<u32>,
+    /// Its memory from its next start on.
+    pub memory_bytes: Option<Size>,
+    /// The size of its disk from its next start on; not less than it has.
+    pub disk_bytes: Option<Size>,
+    /// How long it is to live from now on.
+    pub ttl: Option<Until>,
+    /// See [`Vm::auto_stop`]; counts from now on if it runs.
+    pub auto_stop: Option<Until>,
+    /// Labels that it has from now on, with these values.
+    pub label: Labels,
+    /// Labels that it has no longer; taken away before others are given. One that it has not is no error.
+    pub unlabel: Vec<LabelKey>,
+}
+
+/// POST /v1/vms/VM/rename. It is found by its new name at once, by the host and by guests.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RenameVm {
+    pub name: VmName,
 }
 
 /// What a VM was refused beyond its host. GET /v1/vms/VM/refused has them, the earliest first.

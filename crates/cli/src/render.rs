@@ -2,8 +2,9 @@
 
 use banger_api::image::{Image, Kernel};
 use banger_api::network::Network;
+use banger_api::until::Until;
 use banger_api::vm::Vm;
-use banger_api::{Egress, Size};
+use banger_api::{Egress, Size, labels};
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -73,7 +74,10 @@ impl Shown for Vm {
             self.cpus.to_string(),
             self.memory_bytes.to_string(),
             self.disk_bytes.to_string(),
-            age(self.created_at, now),
+            match self.expires_at {
+                None => age(self.created_at, now),
+                Some(at) => format!("{} ({} left)", age(self.created_at, now), age(now, at)),
+            },
         ]
     }
 
@@ -102,6 +106,17 @@ impl Shown for Vm {
         if !self.exposed.is_empty() {
             let all = self.exposed.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
             fields.push(("exposed", format!("{all} of the host, at host.banger.internal")));
+        }
+        if !self.labels.is_empty() {
+            fields.push(("labels", labels::shown(&self.labels)));
+        }
+        if let Some(at) = self.expires_at {
+            let left = age(now, at);
+            fields.push(("ttl", format!("deleted with its disk at {at:.0}, {left} left")));
+        }
+        if self.auto_stop != Until::NEVER {
+            let after = self.auto_stop;
+            fields.push(("auto-stop", format!("when nothing went on in it for {after}")));
         }
         if self.ephemeral {
             fields.push(("ephemeral", "deleted when the command that made it ends".to_owned()));

@@ -13,7 +13,7 @@ fn a_list_is_a_table() {
         r#"
 NAME  STATE    ADDRESS     IMAGE            CPU  MEM    DISK   AGE
 db    stopped  10.213.0.2  debian:bookworm  2    1 GiB  8 GiB  2d
-old   error    10.213.0.2  debian:bookworm  2    1 GiB  8 GiB  2d
+old   error    10.213.0.2  debian:bookworm  2    1 GiB  8 GiB  2d (1h left)
 web   running  10.213.0.2  debian:bookworm  2    1 GiB  8 GiB  2d
 
 "#
@@ -49,6 +49,8 @@ disk     8 GiB
 network  default
 address  10.213.0.2
 egress   none
+labels   ci=2
+ttl      deleted with its disk at [..], 1h left
 created  [..] (2d ago)
 problem  cannot remove the disk
 try      delete it again
@@ -78,7 +80,7 @@ fn a_port_that_is_none_is_refused_with_the_rule_and_a_forward_needs_a_running_vm
         (&["vm", "forward", "web", "80/sctp"], "the protocol is tcp or udp"),
         (
             &["vm", "set", "web"],
-            "<--nat <NAT>|--egress <POLICY>|--publish <PORT>|--unpublish <PORT>>",
+            "<--nat <NAT>|--egress <POLICY>|--publish <PORT>|--unpublish <PORT>|",
         ),
     ] {
         let refused = world.banger(words).output().unwrap();
@@ -349,7 +351,7 @@ fn a_detached_run_prints_the_vms_name() {
         .code(0)
         .stdout_eq("x: running\n");
     assert!(world.saw(
-        r#"POST /v1/vms {"name":"x","image":null,"kernel":null,"cpus":2,"memory_bytes":2147483648,"disk_bytes":null,"init":"auto","entrypoint":true,"network":null,"nat":false,"egress":null,"published":[],"exposed":[],"start":true,"ephemeral":false}"#
+        r#"POST /v1/vms {"name":"x","image":null,"kernel":null,"cpus":2,"memory_bytes":2147483648,"disk_bytes":null,"init":"auto","entrypoint":true,"network":null,"nat":false,"egress":null,"published":[],"exposed":[],"labels":{},"ttl":0,"auto_stop":null,"start":true,"ephemeral":false}"#
     ));
     let output = world.banger(&["vm", "run", "-d", "--format", "json"]).output().unwrap();
     let vm: banger_api::vm::Vm = serde_json::from_slice(&output.stdout).unwrap();
@@ -462,16 +464,20 @@ Commands:
   list     List the VMs there are [alias: ls]
   show     Show everything there is to know of a VM, and what went wrong with it last
   set      Change VMs, at once if they run
+  rename   Give a VM another name, running or not
   create   Make a VM without starting it
   start    Start VMs that do not run
   stop     Shut VMs down; their disks stay
   restart  Stop VMs and start them again
+  pause    Let VMs stand still: their processors stop, their memory stays
+  resume   Let paused VMs go on where they stood still
   kill     End VMs at once, as pulling the plug would; writes that were not synced are lost
   delete   Delete VMs with their disks, running or not [alias: rm]
   prune    Delete every VM that does not run, after a question
   logs     Print what a VM's kernel, init and agent wrote to its console
   ports    Show what a running VM listens on, and where this host reaches it
   forward  Lead ports of this host to ports of a running VM, until Ctrl-C
+  stats    Show what VMs that run use of this host [alias: top]
   help     Print this message or the help of the given subcommand(s)
 
 Options:
@@ -497,27 +503,34 @@ Options:
   -h, --help             Print help
 
 The VM:
-      --name <NAME>      Its name; made up if not given
-      --image <IMAGE>    The image it boots; fetched or built if missing
-      --init <INIT>      What boots it: auto (the image's init if it has one), none (banger's
-                         agent), or the path of a program in the image
-      --kernel <KERNEL>  The kernel it boots, if not the image's own
-      --cpus <N>         How many CPUs it has
-      --memory <SIZE>    Memory, such as 512M or 2G; a bare number is MiB
-      --disk <SIZE>      Size of its disk, such as 8G; a bare number is MiB
-      --network <NAME>   The network that it is in, as `banger network list` shows them; `default`
-                         if not given
-      --nat              Let it reach the internet, and what else the host reaches, under the host's
-                         address
-  -p, --publish <PORT>   Lead a port of this host to one of its own while it runs:
-                         [ADDRESS:]HOST:GUEST[/udp]; 127.0.0.1 if no address is given, the same port
-                         for one number, a free one that it keeps for HOST 0
-      --expose <PORT>    Let it reach a service of this host that listens on 127.0.0.1 or ::1 at
-                         this TCP port, as host.banger.internal:PORT; may be given up to 64 times:
-                         --expose 5432 --expose 11434
-      --egress <POLICY>  What it may reach beyond the host: none, all (the same as --nat), or allow:
-                         and domains, addresses and subnets, such as
-                         allow:github.com,*.debian.org,203.0.113.0/24
+      --name <NAME>       Its name; made up if not given
+      --image <IMAGE>     The image it boots; fetched or built if missing
+      --init <INIT>       What boots it: auto (the image's init if it has one), none (banger's
+                          agent), or the path of a program in the image
+      --kernel <KERNEL>   The kernel it boots, if not the image's own
+      --cpus <N>          How many CPUs it has
+      --memory <SIZE>     Memory, such as 512M or 2G; a bare number is MiB
+      --disk <SIZE>       Size of its disk, such as 8G; a bare number is MiB
+      --network <NAME>    The network that it is in, as `banger network list` shows them; `default`
+                          if not given
+      --nat               Let it reach the internet, and what else the host reaches, under the
+                          host's address
+  -p, --publish <PORT>    Lead a port of this host to one of its own while it runs:
+                          [ADDRESS:]HOST:GUEST[/udp]; 127.0.0.1 if no address is given, the same
+                          port for one number, a free one that it keeps for HOST 0
+      --expose <PORT>     Let it reach a service of this host that listens on 127.0.0.1 or ::1 at
+                          this TCP port, as host.banger.internal:PORT; may be given up to 64 times:
+                          --expose 5432 --expose 11434
+      --egress <POLICY>   What it may reach beyond the host: none, all (the same as --nat), or
+                          allow: and domains, addresses and subnets, such as
+                          allow:github.com,*.debian.org,203.0.113.0/24
+      --label <LABEL>     Write something on it, KEY=VALUE, to find it by: `banger vm list --label
+                          KEY`
+      --ttl <TIME>        Delete it, with its disk, running or not, when this time is over: 90m, 2h,
+                          7d
+      --auto-stop <TIME>  Stop it when nothing went on in it for this time, or `never`: commands,
+                          and connections by its ports, count; `auto_stop_after` of config.toml if
+                          not given
 
 The command:
   -t, --tty                Give it a terminal, even if stdin or stdout is none

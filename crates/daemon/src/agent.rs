@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use banger_api::channel::InitState;
+use banger_api::guest::{GuestClock, GuestName, GuestUsage};
 use banger_api::image::GuestImage;
 use banger_api::ports::{self, GuestPort, Listening};
-use banger_api::{Code, Problem};
+use banger_api::{Code, Problem, VmName};
 use banger_vmm::Channel;
 use bytes::Bytes;
 use http::{Method, Request, StatusCode};
@@ -13,6 +14,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
+use jiff::Timestamp;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
@@ -30,6 +32,48 @@ pub async fn shutdown(channel: &Channel) -> Result<(), Problem> {
             .await;
     let status = reply.map_err(|_| silent())??.status();
     if status.is_success() { Ok(()) } else { Err(unexpected("/v1/shutdown", status)) }
+}
+
+/// Gives the guest another hostname.
+///
+/// # Errors
+/// When the agent does not answer, cannot, or is too old to know how.
+pub async fn put_name(channel: &Channel, name: &VmName) -> Result<(), Problem> {
+    tell(channel, "/v1/name", &GuestName { name: name.clone() }).await
+}
+
+/// Sets the guest's clock to the time of now, if it is not that.
+///
+/// # Errors
+/// When the agent does not answer, cannot, or is too old to know how.
+pub async fn put_clock(channel: &Channel) -> Result<(), Problem> {
+    tell(channel, "/v1/clock", &GuestClock { now: Timestamp::now() }).await
+}
+
+/// What the guest uses of what it was given.
+///
+/// # Errors
+/// When the agent does not answer, cannot, or is too old to know how.
+pub async fn usage(channel: &Channel) -> Result<GuestUsage, Problem> {
+    let asked = async {
+        let reply = request(channel, Method::GET, "/v1/usage", Bytes::new()).await?;
+        if !reply.status().is_success() {
+            return Err(refused(reply, "/v1/usage").await);
+        }
+        let bytes = reply.into_body().collect().await.map_err(|e| broken(&e))?.to_bytes();
+        serde_json::from_slice(&bytes).map_err(|e| broken(&e))
+    };
+    timeout(ANSWER_DEADLINE, asked).await.map_err(|_| silent())?
+}
+
+/// PUT of something that is answered by its success alone.
+async fn tell(channel: &Channel, path: &str, what: &impl Serialize) -> Result<(), Problem> {
+    let body = serde_json::to_vec(what).map_err(|e| broken(&e))?;
+    let told = async {
+        let reply = request(channel, Method::PUT, path, body.into()).await?;
+        if reply.status().is_success() { Ok(()) } else { Err(refused(reply, path).await) }
+    };
+    timeout(ANSWER_DEADLINE, told).await.map_err(|_| silent())?
 }
 
 /// Tells the agent what the guest's image says about its programs, and whether to run the image's own.

@@ -171,6 +171,9 @@ async fn default_vm(
         egress: Egress::None,
         published: Vec::new(),
         exposed: [].into(),
+        labels: [].into(),
+        expires_at: None,
+        auto_stop: Default::default(),
     };
     let boot = Boot {
         image: image_file,

@@ -6,6 +6,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use banger_api::until::Until;
 use banger_api::{Code, ImageName, Problem, Size, Zone};
 use banger_host::Network;
 use banger_image::Limits;
@@ -23,6 +24,8 @@ pub struct Config {
     pub disk: Size,
     /// How many VMs boot at once; the others wait their turn.
     pub boots_at_once: usize,
+    /// How long a new VM may run without activity before it is stopped.
+    pub auto_stop: Until,
     pub deadlines: Deadlines,
     pub vmm: VmmChoice,
     /// Whether Firecracker runs in its jailer wherever root, or root's helper, can make a jail.
@@ -192,6 +195,7 @@ struct File {
     memory: Option<String>,
     disk: Option<String>,
     boots_at_once: Option<usize>,
+    auto_stop_after: Option<String>,
     ready_deadline_ms: Option<u64>,
     stop_deadline_ms: Option<u64>,
     vmm: VmmChoice,
@@ -322,6 +326,9 @@ fn parse(text: &str, host: HostSize) -> Result<Config, Problem> {
         Some(number) => number,
         None => usize::try_from(host.cpus.max(2)).unwrap_or(2),
     };
+    let auto_stop = file.auto_stop_after.map(|text| Until::parse(&text)).transpose();
+    let auto_stop =
+        auto_stop.map_err(|e| invalid(format!("auto_stop_after: {e}")))?.unwrap_or_default();
     let uids = UidRange {
         first: file.uid_first.unwrap_or(UidRange::default().first),
         count: file.uid_count.unwrap_or(UidRange::default().count),
@@ -387,6 +394,7 @@ fn parse(text: &str, host: HostSize) -> Result<Config, Problem> {
         memory,
         disk,
         boots_at_once,
+        auto_stop,
         deadlines: Deadlines {
             ready: file.ready_deadline_ms.map(Duration::from_millis),
             stop: file.stop_deadline_ms.map(Duration::from_millis),
@@ -414,10 +422,11 @@ mod tests {
     #[test]
     fn the_file_wins_over_the_host() {
         let config =
-            parse("cpus = 3\nmemory = \"1G\"\nimage = \"mine\"\nstop_deadline_ms = 5", LAPTOP)
+            parse("cpus = 3\nmemory = \"1G\"\nimage = \"mine\"\nstop_deadline_ms = 5\nauto_stop_after = \"30m\"", LAPTOP)
                 .unwrap();
         assert_eq!((config.cpus, config.memory), (3, Size::gib(1)));
         assert_eq!(config.image.as_str(), "mine");
+        assert_eq!(config.auto_stop, Until::parse("30m").unwrap());
         assert_eq!(config.deadlines.stop(true), Duration::from_millis(5));
     }
 
@@ -438,6 +447,7 @@ mod tests {
             ("memory = \"2 apples\"", "memory"),
             ("image = \"Not Good\"", "image"),
             ("boots_at_once = 0", "boots_at_once"),
+            ("auto_stop_after = \"soon\"", "auto_stop_after"),
             ("vmm = \"xen\"", "xen"),
             ("storage = \"floppy\"", "storage"),
             ("uid_first = 0", "uid_first"),

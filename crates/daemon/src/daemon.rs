@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use banger_api::daemon::DaemonInfo;
 use banger_api::folders::Folders;
 use banger_api::install::Install;
-use banger_api::vm::State;
 use banger_api::{Code, Problem, VmId};
 use banger_host::root::Firecracker as Programs;
 use banger_host::{Host, Mark, Places, StateFile};
@@ -80,6 +79,8 @@ pub struct Daemon {
     pub gates: Arc<Gates>,
     /// Where guests come to services of the host.
     pub exposures: Exposures,
+    /// Changes when a VM is to end by itself at another time than before.
+    pub(crate) expiries: watch::Sender<()>,
     facts: OnceCell<HostFacts>,
     /// Set when this host was found to be able to give VMs network devices.
     pub(crate) network_abilities: OnceCell<()>,
@@ -124,6 +125,7 @@ impl Daemon {
             agent,
             started_at: Timestamp::now(),
             ending: watch::channel(false).0,
+            expiries: watch::channel(()).0,
             facts: OnceCell::new(),
             network_abilities: OnceCell::new(),
         }
@@ -164,7 +166,7 @@ impl Daemon {
     /// When the database cannot be read.
     pub fn info(&self) -> Result<DaemonInfo, Problem> {
         let vms = self.store.vms().map_err(problems::store)?;
-        let running = vms.iter().filter(|vm| vm.state == State::Running).count();
+        let running = vms.iter().filter(|vm| vm.state.is_up()).count();
         Ok(DaemonInfo {
             version: banger_api::VERSION.to_owned(),
             api: banger_api::API_VERSION,

@@ -160,7 +160,7 @@ impl Daemon {
         // Before the record is read: a VM that ends later ends this.
         let guest = self.exposures.guest(address);
         let vm = self.blocking(move |daemon| daemon.store.vm_at(address)).await.ok()?.ok()??;
-        let runs = matches!(vm.state, State::Starting | State::Running | State::Stopping);
+        let runs = vm.state.is_up() || matches!(vm.state, State::Starting | State::Stopping);
         let room = Arc::clone(&guest.room).try_acquire_owned();
         match room {
             Ok(permit) if runs && vm.exposed.contains(&port) => Some((guest, port, permit)),

@@ -31,3 +31,4 @@ pub mod serve;
 pub mod startup;
 pub mod vmms;
 pub mod vms;
+mod wall_clock;

@@ -167,6 +167,7 @@ async fn run(started: Started, ready: &mut Ready) -> ExitCode {
         return refuse(ready, &problem);
     }
     daemon.serve_names();
+    daemon.delete_expired();
     ready.tell("ready");
     let (store, socket) = (Arc::clone(&daemon.store), daemon.folders.socket());
     tracing::info!(socket = %socket.display(), "serving");

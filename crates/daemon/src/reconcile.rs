@@ -3,6 +3,7 @@
 //! ```text
 //! recorded as   its VMM lives                            its VMM is gone
 //! Running       adopt: same boot id, same channel        release, Stopped
+//! Paused        adopt, as its VMM says it is             release, Stopped
 //! Starting      wait for ready as its start did          release, Stopped
 //! Stopping      finish the stop by killing it            release, Stopped
 //! Deleting      finish the delete                        finish the delete
@@ -71,7 +72,7 @@ impl Daemon {
         let mark = self.mark(&vm.id);
         let watched = self.watched(&mark).await?;
         match (vm.state, watched) {
-            (State::Running | State::Starting, Some(watched)) => {
+            (State::Running | State::Paused | State::Starting, Some(watched)) => {
                 operation.stage("adopt", format!("adopting {}", vm.name));
                 self.guard_again(&vm, operation).await?;
                 let agent = agent_of(&vm);
@@ -85,6 +86,17 @@ impl Daemon {
                     };
                 }
                 self.open_again(&vm, &vm.published, &slot, operation);
+                let paused = self.is_paused(&vm).await;
+                if let Err(problem) = &paused {
+                    operation.note(format!("{} may be paused: {problem}", vm.name));
+                }
+                if paused.unwrap_or(false) {
+                    // Its agent is asked when it goes on.
+                    slot.paused.send_replace(true);
+                    self.record_state(&vm.id, State::Paused).await?;
+                    self.mind(vm.id.clone(), watched, agent);
+                    return Ok(());
+                }
                 let within = self.config.deadlines.ready(self.translated().await);
                 let connecting = async {
                     let stream = self.connect(&mark, agent.socket.clone()).await?;
@@ -117,7 +129,7 @@ impl Daemon {
                 );
                 self.release_run(&vm.id, State::Stopped, Some(&problem)).await
             }
-            (State::Running, None) => {
+            (State::Running | State::Paused, None) => {
                 let problem =
                     Problem::new(Code::Guest, format!("{} ended while no daemon ran", vm.name));
                 self.release_run(&vm.id, State::Stopped, Some(&problem)).await

@@ -309,6 +309,9 @@ fn vm() -> VmRecord {
         egress: Egress::None,
         published: Vec::new(),
         exposed: [].into(),
+        labels: [].into(),
+        expires_at: None,
+        auto_stop: Default::default(),
     }
 }
 

@@ -19,6 +19,9 @@ pub struct Disk {
     pub mark: Mark,
     pub size_bytes: u64,
     pub source: DiskSource,
+    /// The size that it had before, in bytes: one of that size is grown. It is there already, and never made anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grown_from: Option<u64>,
 }
 
 /// What a new disk holds.
@@ -39,9 +42,16 @@ pub(crate) fn acquire(disk: &Disk, places: &Places) -> Result<(), HostError> {
         if found.len() == disk.size_bytes {
             return Ok(());
         }
+        if disk.grown_from == Some(found.len()) && found.len() < disk.size_bytes {
+            return grow(&path, disk.size_bytes);
+        }
         let cause =
             format!("it is there with {} bytes instead of {}", found.len(), disk.size_bytes);
         return Err(HostError::because(format!("make the disk {}", show(&path)), cause));
+    }
+    if disk.grown_from.is_some() {
+        let cause = "it is gone";
+        return Err(HostError::because(format!("grow the disk {}", show(&path)), cause));
     }
     let half = half_made(&path);
     let mut file = create(&half)?;
@@ -83,6 +93,13 @@ pub fn reflink_works(base: &Path, folder: &Path) -> bool {
         rustix::fs::ioctl_ficlone(&target, &source).ok()
     };
     cloned().is_some()
+}
+
+/// Sparse: what it grows by takes no room. The guest grows the filesystem.
+fn grow(path: &Path, size_bytes: u64) -> Result<(), HostError> {
+    let file = OpenOptions::new().write(true).open(path).map_err(on("open the disk", path))?;
+    file.set_len(size_bytes).map_err(on("grow", path))?;
+    file.sync_all().map_err(on("write", path))
 }
 
 fn half_made(path: &Path) -> PathBuf {
@@ -186,7 +203,12 @@ mod tests {
     fn an_empty_disk_is_a_sparse_clean_filesystem_of_its_size() {
         let root = tempfile::tempdir().unwrap();
         let (places, mark) = places(root.path());
-        let disk = Disk { mark: mark.clone(), size_bytes: 4 << 30, source: DiskSource::Empty };
+        let disk = Disk {
+            mark: mark.clone(),
+            size_bytes: 4 << 30,
+            source: DiskSource::Empty,
+            grown_from: None,
+        };
         acquire(&disk, &places).unwrap();
         acquire(&disk, &places).unwrap();
         let path = places.disk(&mark);
@@ -204,9 +226,41 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let (places, mark) = places(root.path());
         fs::write(places.disk(&mark), b"precious").unwrap();
-        let disk = Disk { mark: mark.clone(), size_bytes: 1 << 30, source: DiskSource::Empty };
+        let disk = Disk {
+            mark: mark.clone(),
+            size_bytes: 1 << 30,
+            source: DiskSource::Empty,
+            grown_from: None,
+        };
         assert!(acquire(&disk, &places).is_err());
         assert_eq!(fs::read(places.disk(&mark)).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn a_disk_is_grown_from_the_size_that_it_had_and_from_no_other() {
+        let root = tempfile::tempdir().unwrap();
+        let (places, mark) = places(root.path());
+        let path = places.disk(&mark);
+        let of = |size_bytes, from| Disk {
+            mark: mark.clone(),
+            size_bytes,
+            source: DiskSource::Empty,
+            grown_from: Some(from),
+        };
+        assert!(
+            acquire(&of(16, 8), &places).is_err(),
+            "one that is gone does not pass for a new one"
+        );
+        assert!(!is_there(&path));
+        fs::write(&path, b"precious").unwrap();
+        for wrong in [of(16, 4), of(4, 8)] {
+            assert!(acquire(&wrong, &places).is_err(), "{wrong:?}");
+            assert_eq!(fs::read(&path).unwrap(), b"precious");
+        }
+        for _ in 0..2 {
+            acquire(&of(16, 8), &places).unwrap();
+            assert_eq!(fs::read(&path).unwrap(), b"precious\0\0\0\0\0\0\0\0");
+        }
     }
 
     #[test]

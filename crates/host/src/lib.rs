@@ -25,6 +25,7 @@ pub mod socket;
 pub mod space;
 pub mod state_file;
 pub mod tsc;
+pub mod usage;
 mod vmm_process;
 
 use std::collections::BTreeSet;

@@ -17,7 +17,12 @@ impl Driver for DmSnapshot {
 
     fn disk(&self, mark: &Mark, _state: &Path, _image: &StateFile, size_bytes: u64) -> Claim {
         let size_bytes = banger_host::DmSnapshot::cow_bytes(size_bytes);
-        Claim::Disk(Disk { mark: mark.clone(), size_bytes, source: DiskSource::Hole })
+        Claim::Disk(Disk {
+            mark: mark.clone(),
+            size_bytes,
+            source: DiskSource::Hole,
+            grown_from: None,
+        })
     }
 
     fn run_claims(&self, mark: &Mark, image: &StateFile, size_bytes: u64) -> Vec<Claim> {

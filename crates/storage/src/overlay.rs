@@ -16,7 +16,12 @@ impl Driver for Overlay {
     }
 
     fn disk(&self, mark: &Mark, _state: &Path, _image: &StateFile, size_bytes: u64) -> Claim {
-        Claim::Disk(Disk { mark: mark.clone(), size_bytes, source: DiskSource::Empty })
+        Claim::Disk(Disk {
+            mark: mark.clone(),
+            size_bytes,
+            source: DiskSource::Empty,
+            grown_from: None,
+        })
     }
 
     fn run_claims(&self, _mark: &Mark, _image: &StateFile, _size_bytes: u64) -> Vec<Claim> {

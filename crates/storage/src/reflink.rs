@@ -17,7 +17,7 @@ impl Driver for Reflink {
 
     fn disk(&self, mark: &Mark, state: &Path, image: &StateFile, size_bytes: u64) -> Claim {
         let source = DiskSource::Reflink { base: image.below(state) };
-        Claim::Disk(Disk { mark: mark.clone(), size_bytes, source })
+        Claim::Disk(Disk { mark: mark.clone(), size_bytes, source, grown_from: None })
     }
 
     fn run_claims(&self, _mark: &Mark, _image: &StateFile, _size_bytes: u64) -> Vec<Claim> {

@@ -5,6 +5,8 @@
 
 mod artifacts;
 mod error;
+mod labels;
+mod lifetimes;
 mod migrations;
 mod networks;
 mod operations;

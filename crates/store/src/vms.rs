@@ -4,7 +4,9 @@ use std::collections::{BTreeSet, HashSet};
 use std::net::Ipv4Addr;
 
 use banger_api::image::Config;
+use banger_api::labels::Labels;
 use banger_api::ports::PublishedPort;
+use banger_api::until::Until;
 use banger_api::vm::State;
 use banger_api::{Egress, ImageName, KernelName, NetworkName, Problem, Size, VmId, VmName};
 use banger_host::{Claim, Life, Network};
@@ -13,11 +15,12 @@ use rusqlite::{OptionalExtension, Row, Transaction, named_params, params};
 
 use crate::Store;
 use crate::columns::{
-    from_word, integer, json, number, optional_json, optional_text, text, to_json, to_word,
+    from_word, integer, into_sqlite, json, number, optional_json, optional_text, text, to_json,
+    to_word,
 };
 use crate::error::StoreError;
 use crate::networks::by_number;
-use crate::published;
+use crate::{labels, published};
 
 /// A VM as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +61,12 @@ pub struct VmRecord {
     pub published: Vec<PublishedPort>,
     /// TCP ports of the host's loopback that it reaches while it runs.
     pub exposed: BTreeSet<u16>,
+    /// What its user has written on it.
+    pub labels: Labels,
+    /// When it is deleted by itself.
+    pub expires_at: Option<Timestamp>,
+    /// How long it runs without activity before it is stopped.
+    pub auto_stop: Until,
 }
 
 /// Where a VM is in a network.
@@ -79,7 +88,8 @@ pub struct RecordedClaim {
 
 const SELECT: &str =
     "SELECT *, (SELECT name FROM networks WHERE number = vms.network) AS network_name,
-     (SELECT json_group_array(port) FROM published WHERE vm = vms.id) AS published FROM vms";
+     (SELECT json_group_array(port) FROM published WHERE vm = vms.id) AS published,
+     (SELECT json_group_object(key, value) FROM labels WHERE vm = vms.id) AS labels FROM vms";
 
 /// Why a VM cannot be recorded in its network.
 enum Misplaced {
@@ -110,7 +120,8 @@ impl Store {
                 "INSERT INTO vms VALUES (:id, :name, :state, :image, :image_digest, :init, :kernel, :kernel_digest,
                  :cpus, :memory, :disk, :disk_driver, :ephemeral, :created_at, NULL, NULL, NULL, NULL,
                  (SELECT min(free.slot) FROM (SELECT 0 AS slot UNION ALL SELECT slot + 1 FROM vms) AS free
-                  WHERE free.slot NOT IN (SELECT slot FROM vms)), :config, :entrypoint, :network, :address, :egress, :exposed)",
+                  WHERE free.slot NOT IN (SELECT slot FROM vms)), :config, :entrypoint, :network, :address, :egress, :exposed,
+                 :expires_at, :auto_stop_ms)",
                 named_params! {
                     ":id": vm.id.as_str(),
                     ":name": vm.name.as_str(),
@@ -132,9 +143,12 @@ impl Store {
                     ":address": address,
                     ":egress": vm.egress.to_string(),
                     ":exposed": to_json(&vm.exposed)?,
+                    ":expires_at": vm.expires_at.map(|at| at.to_string()),
+                    ":auto_stop_ms": integer(vm.auto_stop.as_ms())?,
                 },
             )?;
             published::insert(t, &vm.id, &vm.published)?;
+            labels::insert(t, &vm.id, &vm.labels)?;
             insert_claims(t, &vm.id, claims)?;
             Ok(Ok(()))
         })?;
@@ -183,10 +197,10 @@ impl Store {
     pub fn running_addresses(&self) -> Result<Vec<(VmName, Ipv4Addr)>, StoreError> {
         self.read("list the addresses of the VMs", |c| {
             c.prepare_cached(
-                "SELECT name, address FROM vms WHERE state = ?1 AND address IS NOT NULL AND EXISTS
+                "SELECT name, address FROM vms WHERE state IN (?1, ?2) AND address IS NOT NULL AND EXISTS
                  (SELECT 1 FROM claims WHERE vm = vms.id AND json_extract(claim, '$.kind') = 'guard')",
             )?
-            .query_map([to_word(&State::Running)?], |row| {
+            .query_map([to_word(&State::Running)?, to_word(&State::Paused)?], |row| {
                 Ok((text(row, "name")?, text(row, "address")?))
             })?
             .collect()
@@ -265,6 +279,41 @@ impl Store {
         failed: &[(i64, String)],
     ) -> Result<(), StoreError> {
         self.transaction("record what was released", |t| end_claims(t, id, released, failed))
+    }
+
+    /// Its sizes, and what its disk's row of the ledger, by its sequence, says from now on.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub fn set_sizes(
+        &self,
+        id: &VmId,
+        cpus: u32,
+        memory: Size,
+        disk: Size,
+        claim: Option<(i64, &Claim)>,
+    ) -> Result<(), StoreError> {
+        self.transaction("record the VM's sizes", |t| {
+            let (memory, disk) = (integer(memory.as_bytes())?, integer(disk.as_bytes())?);
+            t.execute(
+                "UPDATE vms SET cpus = ?2, memory_bytes = ?3, disk_bytes = ?4 WHERE id = ?1",
+                params![id.as_str(), cpus, memory, disk],
+            )?;
+            let Some((sequence, claim)) = claim else { return Ok(()) };
+            let sql = "UPDATE claims SET claim = ?3 WHERE vm = ?1 AND sequence = ?2";
+            t.execute(sql, params![id.as_str(), sequence, to_json(claim)?]).map(drop)
+        })
+    }
+
+    /// It is called otherwise from now on.
+    ///
+    /// # Errors
+    /// `Taken` when another VM has that name.
+    pub fn rename(&self, id: &VmId, name: &VmName) -> Result<(), StoreError> {
+        self.transaction("rename the VM", |t| {
+            let values = params![id.as_str(), name.as_str()];
+            t.execute("UPDATE vms SET name = ?2 WHERE id = ?1", values).map(drop)
+        })
     }
 
     /// It is no longer tied to the session that made it.
@@ -407,6 +456,9 @@ fn vm(row: &Row<'_>) -> rusqlite::Result<VmRecord> {
         egress: text(row, "egress")?,
         published: published::of_row(row)?,
         exposed: json(row, "exposed")?,
+        labels: json(row, "labels")?,
+        expires_at: optional_text(row, "expires_at")?,
+        auto_stop: Until::try_from(number::<u64>(row, "auto_stop_ms")?).map_err(into_sqlite)?,
         id: text(row, "id")?,
         name: text(row, "name")?,
         state: from_word(row, "state")?,

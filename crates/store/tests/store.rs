@@ -4,10 +4,13 @@
 use std::net::Ipv4Addr;
 use std::path::Path;
 
+use banger_api::ids::LabelKey;
+use banger_api::labels::{Label, Labels};
 use banger_api::ports::PublishedPort;
+use banger_api::until::Until;
 use banger_api::vm::State;
 use banger_api::{Code, Egress, ImageName, KernelName, NetworkName, Problem, Size, VmId, VmName};
-use banger_host::{Claim, Installation, Mark, Nat, Network};
+use banger_host::{Claim, Disk, DiskSource, Installation, Mark, Nat, Network};
 use banger_store::{Deleted, Store, StoreError, VmRecord};
 use jiff::Timestamp;
 
@@ -43,6 +46,9 @@ fn vm(name: &str) -> VmRecord {
         egress: Egress::None,
         published: Vec::new(),
         exposed: [].into(),
+        labels: [].into(),
+        expires_at: None,
+        auto_stop: Default::default(),
     }
 }
 
@@ -380,4 +386,107 @@ fn a_database_of_before_lists_keeps_who_was_let_out_and_a_list_stays_as_it_was_w
     let id = store.vms().unwrap()[0].id.clone();
     store.set_egress(&id, &list, None).unwrap();
     assert_eq!(found(), [list, Egress::All]);
+}
+
+fn labels(texts: &[&str]) -> Labels {
+    let all = texts.iter().map(|text| Label::parse(text).unwrap());
+    all.map(|Label { key, value }| (key, value)).collect()
+}
+
+#[test]
+fn labels_are_the_vms_until_it_is_deleted_and_a_key_has_one_value() {
+    let folder = tempfile::tempdir().unwrap();
+    let (one, two) = (VmRecord { labels: labels(&["ci=1", "team=web"]), ..vm("one") }, vm("two"));
+    let store = open(folder.path());
+    store.insert_vm(&one, None, &[]).unwrap();
+    store.insert_vm(&two, None, &[]).unwrap();
+    let gone = [LabelKey::parse("team").unwrap(), LabelKey::parse("never-there").unwrap()];
+    store.label(&one.id, &gone, &labels(&["ci=2", "quoted=\"a\", 'b' \\ ä"])).unwrap();
+    let store = open(folder.path());
+    let of = |vm: &VmRecord| store.vm(&vm.id).unwrap().unwrap().labels;
+    assert_eq!(of(&one), labels(&["ci=2", "quoted=\"a\", 'b' \\ ä"]));
+    assert_eq!(of(&two), labels(&[]));
+    store.delete_vm(&one.id).unwrap();
+    assert!(store.label(&one.id, &[], &labels(&["ci=1"])).is_err(), "there is no such VM");
+}
+
+#[test]
+fn a_vm_has_its_new_name_unless_another_has_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    let (one, two) = (vm("one"), vm("two"));
+    store.insert_vm(&one, None, &claims(&store, &one)).unwrap();
+    store.insert_vm(&two, None, &[]).unwrap();
+    let refused = store.rename(&one.id, &two.name).unwrap_err();
+    assert!(matches!(refused, StoreError::Taken { .. }), "{refused}");
+    store.rename(&one.id, &VmName::parse("three").unwrap()).unwrap();
+    assert_eq!(store.vm(&one.id).unwrap().unwrap().name.as_str(), "three");
+    assert_eq!(store.claims(&one.id).unwrap().len(), 2);
+}
+
+#[test]
+fn a_database_of_before_labels_keeps_its_vms() {
+    let folder = tempfile::tempdir().unwrap();
+    {
+        let old = rusqlite::Connection::open(folder.path().join("banger.db")).unwrap();
+        for version in 1..=8 {
+            let file = format!("{}/src/migrations/000{version}.sql", env!("CARGO_MANIFEST_DIR"));
+            old.execute_batch(&std::fs::read_to_string(file).unwrap()).unwrap();
+        }
+        old.pragma_update(None, "user_version", 8).unwrap();
+        old.execute_batch(
+            "INSERT INTO vms (id, name, state, image, image_digest, kernel, kernel_digest, cpus, memory_bytes,
+             disk_bytes, disk_driver, ephemeral, created_at, slot)
+             VALUES ('aaaaaaaa', 'old', 'running', 'i', 'd', 'k', 'd', 1, 1073741824, 1073741824, 'overlay', 0,
+             '2026-01-01T00:00:00Z', 0);",
+        )
+        .unwrap();
+    }
+    let vms = open(folder.path()).vms().unwrap();
+    assert_eq!(vms[0].name.as_str(), "old");
+    assert_eq!(vms[0].state, State::Running);
+    assert_eq!(vms[0].labels, labels(&[]));
+    assert_eq!((vms[0].expires_at, vms[0].auto_stop), (None, Until::NEVER));
+}
+
+#[test]
+fn the_ledger_says_from_which_size_a_disk_is_grown_together_with_the_vms_sizes() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    let one = vm("one");
+    let disk = |size_bytes, grown_from| {
+        let mark = Mark::new(store.installation().clone(), one.id.clone());
+        Claim::Disk(Disk { mark, size_bytes, source: DiskSource::Empty, grown_from })
+    };
+    let [folder_claim, _] = claims(&store, &one);
+    store.insert_vm(&one, None, &[folder_claim.clone(), disk(8, None)]).unwrap();
+    let grown = disk(16, Some(8));
+    store.set_sizes(&one.id, 4, Size::gib(2), Size::gib(16), Some((2, &grown))).unwrap();
+    let found = store.vm(&one.id).unwrap().unwrap();
+    assert_eq!((found.cpus, found.memory, found.disk), (4, Size::gib(2), Size::gib(16)));
+    assert_eq!(store.all_claims().unwrap(), [folder_claim, grown]);
+}
+
+#[test]
+fn what_ends_by_itself_is_listed_the_earliest_first_and_remembered() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |seconds: i64| Some(Timestamp::from_second(2_000_000_000 + seconds).unwrap());
+    let (late, never, early) = (
+        VmRecord { expires_at: at(2), auto_stop: Until::parse("30m").unwrap(), ..vm("late") },
+        vm("never"),
+        VmRecord { expires_at: at(3), ..vm("early") },
+    );
+    let store = open(folder.path());
+    for vm in [&late, &never, &early] {
+        store.insert_vm(vm, None, &[]).unwrap();
+    }
+    store.set_expiry(&early.id, at(1)).unwrap();
+    store.set_auto_stop(&never.id, Until::parse("1s").unwrap()).unwrap();
+    let store = open(folder.path());
+    let all = store.expiries().unwrap();
+    assert_eq!(all, [(early.id.clone(), at(1).unwrap()), (late.id.clone(), at(2).unwrap())]);
+    let auto_stop = |vm: &VmRecord| store.vm(&vm.id).unwrap().unwrap().auto_stop.to_string();
+    assert_eq!([auto_stop(&late), auto_stop(&never)], ["30m", "1s"]);
+    store.set_expiry(&early.id, None).unwrap();
+    assert_eq!(store.expiries().unwrap().len(), 1);
 }

@@ -20,6 +20,16 @@ pub enum VmmError {
         #[source]
         cause: serde_json::Error,
     },
+    #[error("QEMU refuses `{command}`: {fault}")]
+    QemuRefused { command: &'static str, fault: String },
+    #[error("the connection to QEMU broke at `{command}`")]
+    QemuBroken {
+        command: &'static str,
+        #[source]
+        cause: Box<dyn std::error::Error + Send + Sync>,
+    },
+    #[error("QEMU did not answer `{command}` within {seconds} s")]
+    QemuLate { command: &'static str, seconds: u64 },
     #[error(
         "Firecracker cannot listen at {}, which is longer than the {most} bytes that the path of a unix socket may have",
         path.display()

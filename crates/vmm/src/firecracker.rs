@@ -85,6 +85,12 @@ pub async fn state(api: UnixStream) -> Result<InstanceState, VmmError> {
     Ok(info.state)
 }
 
+/// Stops the guest's processors, or lets them go on.
+pub(crate) async fn set_paused(api: UnixStream, paused: bool) -> Result<(), VmmError> {
+    let body = serde_json::json!({ "state": if paused { "Paused" } else { "Resumed" } });
+    Api::connect(api).await?.patch("/vm", &body, ANSWER_DEADLINE).await
+}
+
 impl Firecracker {
     /// In its jailer. The programs are those that root knows.
     #[must_use]

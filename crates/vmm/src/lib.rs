@@ -7,6 +7,7 @@ pub mod firecracker;
 #[cfg(test)]
 mod machines;
 mod network;
+pub mod pause;
 pub mod qemu;
 
 use std::os::unix::net::UnixStream;

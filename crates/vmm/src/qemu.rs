@@ -6,12 +6,16 @@
 //!
 //! The agent's channel is a virtio-serial port, since a vhost-user-vsock device would make the VM impossible to snapshot.
 
+mod qmp;
+
 use std::os::unix::net::UnixStream;
 
 use banger_host::{Claim, Mark, VMM_FIRST_FD, VmSocket};
 use banger_storage::DriveSource;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
+
+use qmp::Qmp;
 
 use crate::{Machine, NetworkDevice, Vmm, VmmError, snapshot_device};
 
@@ -34,6 +38,9 @@ pub const PROGRAM: &str = "qemu-system-x86_64";
 
 pub(crate) const AGENT_SOCKET: &str = "agent.sock";
 
+/// Where QEMU is told what to do with its guest (QMP).
+pub(crate) const CONTROL_SOCKET: &str = "qmp.sock";
+
 /// Who opens its tap.
 const ROOT: u32 = 0;
 
@@ -52,11 +59,16 @@ impl Vmm for Qemu {
         if let Some(device) = &machine.network {
             claims.extend(device.claims(&mark, ROOT));
         }
+        let mut args = self.arguments(machine, &format!("fd={VMM_FIRST_FD}"));
+        let control = format!("socket,id=control,fd={},server=on,wait=off", VMM_FIRST_FD + 1);
+        args.extend(
+            ["-chardev", &control, "-mon", "chardev=control,mode=control"].map(String::from),
+        );
         claims.push(Claim::Vmm(banger_host::Vmm {
             mark,
             program: PROGRAM.into(),
-            args: self.arguments(machine, &format!("fd={VMM_FIRST_FD}")),
-            sockets: vec![AGENT_SOCKET.into()],
+            args,
+            sockets: vec![AGENT_SOCKET.into(), CONTROL_SOCKET.into()],
             makes: None,
             log_limit_bytes: machine.log_limit_bytes,
         }));
@@ -161,6 +173,20 @@ impl Qemu {
         words.extend(machine.agent_words.iter().cloned());
         words
     }
+}
+
+pub(crate) async fn set_paused(control: UnixStream, paused: bool) -> Result<(), VmmError> {
+    let command = if paused { "stop" } else { "cont" };
+    Qmp::connect(control).await?.execute::<serde_json::Value>(command).await.map(drop)
+}
+
+pub(crate) async fn is_paused(control: UnixStream) -> Result<bool, VmmError> {
+    #[derive(serde::Deserialize)]
+    struct Status {
+        running: bool,
+    }
+    let status: Status = Qmp::connect(control).await?.execute("query-status").await?;
+    Ok(!status.running)
 }
 
 #[derive(Debug, Default)]

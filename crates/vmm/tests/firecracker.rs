@@ -18,7 +18,7 @@ use banger_host::{Claim, Installation, Mark, StateFile, VmSocket};
 use banger_storage::{Driver, Overlay, Reflink};
 use banger_vmm::channel::Mux;
 use banger_vmm::firecracker::{self, InstanceState, Version};
-use banger_vmm::{Channel, Firecracker, Machine, Ready, Vmm};
+use banger_vmm::{Channel, Firecracker, Machine, Ready, Vmm, pause};
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use http::{Method, Request, StatusCode};
@@ -214,6 +214,10 @@ async fn one_connection_made_after_the_start_becomes_ready_with_the_guest() {
     );
     assert_eq!(ready.version, banger_api::VERSION);
     assert_eq!(exec(&channel, "hostname; exit 3").await, ("box\n".into(), 3));
+    for paused in [true, false] {
+        pause::set_paused(&vm.vmm.name(), vm.api(), paused).await.unwrap();
+        assert_eq!(pause::is_paused(&vm.vmm.name(), vm.api()).await.unwrap(), paused);
+    }
     let (boot_id, _) = exec(&channel, "cat /proc/sys/kernel/random/boot_id").await;
     assert_eq!(boot_id.trim(), ready.boot_id);
     let (status, health) = call(&channel, Method::GET, "/v1/health").await;

@@ -1,25 +1,12 @@
 //! Durations as people write them: `30` (seconds), `500ms`, `1m30s`.
 
-use jiff::SignedDuration;
-
 /// Milliseconds; always positive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Milliseconds(pub(crate) u64);
 
 pub(crate) fn parse(text: &str) -> Result<Milliseconds, String> {
-    let written =
-        || format!("write seconds, or a number with a unit such as 500ms, 30s or 5m, not {text:?}");
-    let ms = if text.bytes().all(|byte| byte.is_ascii_digit()) {
-        text.parse::<u64>().ok().and_then(|seconds| seconds.checked_mul(1000))
-    } else {
-        text.parse::<SignedDuration>()
-            .ok()
-            .and_then(|duration| u64::try_from(duration.as_millis()).ok())
-    };
-    match ms.ok_or_else(written)? {
-        0 => Err("it must be at least one millisecond".to_owned()),
-        ms => Ok(Milliseconds(ms)),
-    }
+    let ms = u64::try_from(banger_api::duration::parse(text)?.as_millis());
+    ms.map(Milliseconds).map_err(|_| format!("{text} is too long"))
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! `banger vm …`
 
 mod attach;
+mod chosen;
 mod command;
 mod create;
 mod delete;
@@ -11,14 +12,18 @@ mod jobs;
 mod kill;
 mod list;
 mod logs;
+mod pause;
 mod ports;
 mod prune;
+mod rename;
 mod restart;
+mod resume;
 mod run;
 mod set;
 mod show;
 mod spec;
 mod start;
+mod stats;
 mod stop;
 
 use clap::Subcommand;
@@ -28,18 +33,21 @@ use crate::failure::Failure;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
-    Run(run::Args),
+    Run(Box<run::Args>),
     Exec(exec::Args),
     Jobs(jobs::Args),
     Attach(attach::Args),
     #[command(visible_alias = "ls")]
     List(list::Args),
     Show(show::Args),
-    Set(set::Args),
-    Create(create::Args),
+    Set(Box<set::Args>),
+    Rename(rename::Args),
+    Create(Box<create::Args>),
     Start(start::Args),
     Stop(stop::Args),
     Restart(restart::Args),
+    Pause(pause::Args),
+    Resume(resume::Args),
     Kill(kill::Args),
     #[command(visible_alias = "rm")]
     Delete(delete::Args),
@@ -47,27 +55,32 @@ pub(crate) enum Verb {
     Logs(logs::Args),
     Ports(ports::Args),
     Forward(forward::Args),
+    Stats(stats::Args),
 }
 
 impl Verb {
     pub(crate) async fn run(self, context: &Context) -> Result<u8, Failure> {
         match self {
-            Verb::Run(args) => run::run(args, context).await,
+            Verb::Run(args) => run::run(*args, context).await,
             Verb::Exec(args) => exec::run(args, context).await,
             Verb::Jobs(args) => jobs::run(args, context).await,
             Verb::Attach(args) => attach::run(args, context).await,
-            Verb::List(_) => list::run(context).await,
+            Verb::List(args) => list::run(args, context).await,
             Verb::Show(args) => show::run(args, context).await,
-            Verb::Set(args) => set::run(args, context).await,
-            Verb::Create(args) => create::run(args, context).await,
+            Verb::Set(args) => set::run(*args, context).await,
+            Verb::Rename(args) => rename::run(args, context).await,
+            Verb::Create(args) => create::run(*args, context).await,
             Verb::Start(args) => start::run(args, context).await,
             Verb::Stop(args) => stop::run(args, context).await,
             Verb::Restart(args) => restart::run(args, context).await,
+            Verb::Pause(args) => pause::run(args, context).await,
+            Verb::Resume(args) => resume::run(args, context).await,
             Verb::Kill(args) => kill::run(args, context).await,
             Verb::Delete(args) => delete::run(args, context).await,
             Verb::Prune(args) => prune::run(args, context).await,
             Verb::Logs(args) => logs::run(args, context).await,
             Verb::Ports(args) => ports::run(args, context).await,
+            Verb::Stats(args) => stats::run(args, context).await,
             Verb::Forward(args) => forward::run(args, context).await,
         }
     }

@@ -240,8 +240,9 @@ fn router(daemon: Daemon) -> Router {
     Router::new()
         .route("/v1/vms", get(list).post(create))
         .route("/v1/vms/prune", post(prune))
-        .route("/v1/vms/{vm}", get(show).delete(remove))
+        .route("/v1/vms/{vm}", get(show).delete(remove).patch(change))
         .route("/v1/vms/{vm}/ports", get(ports))
+        .route("/v1/vms/{vm}/stats", get(stats))
         .route("/v1/vms/{vm}/logs", get(|| async { "one\ntwo\n" }))
         .route("/v1/vms/{vm}/refused", get(refused))
         .route("/v1/vms/{vm}/exec", any(exec))
@@ -302,6 +303,14 @@ fn vm(name: &str, state: vm::State) -> Vm {
         published: Vec::new(),
         exposed: [].into(),
         egress: Egress::None,
+        labels: match name {
+            "db" => serde_json::from_value(json!({"ci": "1", "team": "data"})).unwrap(),
+            "old" => serde_json::from_value(json!({"ci": "2"})).unwrap(),
+            _ => [].into(),
+        },
+        expires_at: (name == "old")
+            .then(|| jiff::Timestamp::now() + jiff::SignedDuration::from_mins(90)),
+        auto_stop: Default::default(),
         ephemeral: false,
         created_at: jiff::Timestamp::now() - jiff::SignedDuration::from_hours(50),
         started_at: None,
@@ -420,6 +429,28 @@ async fn remove(Segment(name): Segment<String>) -> Response<Body> {
         "web" | "db" | "old" | "0123abcd" => work("deleting", &json!({})),
         _ => no_such(&name),
     }
+}
+
+async fn stats(Segment(name): Segment<String>) -> Response<Body> {
+    if name != "web" && name != "0123abcd" {
+        let text = format!("VM {name} is stopped, and uses nothing but its disk");
+        return problem(StatusCode::CONFLICT, &Problem::new(Code::WrongState, text));
+    }
+    json_reply(
+        StatusCode::OK,
+        &json!({
+            "name": "web", "state": "running", "at": "2026-01-31T12:00:00Z", "cpus": 2, "cpu_percent": 130,
+            "cpu_time_us": 5_000_000, "memory_bytes": 1_u64 << 30, "memory_host_bytes": 700_u64 << 20,
+            "disk_bytes": 8_u64 << 30, "disk_host_bytes": 300_u64 << 20,
+            "network": {"received_bytes": 5 << 20, "sent_bytes": 2048},
+            "guest": {"memory_total_bytes": 1000_u64 << 20, "memory_available_bytes": 600_u64 << 20,
+                      "disk_total_bytes": 8_u64 << 30, "disk_used_bytes": 1_u64 << 30},
+        }),
+    )
+}
+
+async fn change(Segment(name): Segment<String>) -> Response<Body> {
+    act(Segment((name, "set".to_owned()))).await
 }
 
 async fn act(Segment((name, _)): Segment<(String, String)>) -> Response<Body> {

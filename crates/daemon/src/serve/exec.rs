@@ -28,6 +28,7 @@ pub(super) async fn splice(
     path: &str,
     mut request: Request,
 ) -> Result<Response, Failure> {
+    let busy = daemon.slots.of(&vm.id).activity.begin();
     let channel = daemon.channel(vm).await?;
     let from_client = hyper::upgrade::on(&mut request);
     let answer = agent::upgrade(&channel, path, request.headers()).await?;
@@ -46,6 +47,7 @@ pub(super) async fn splice(
         };
         // The session's own frames have said how it ended.
         move_bytes(TokioIo::new(client), TokioIo::new(agent)).await;
+        drop(busy);
     }));
     response
         .body(Body::empty())

@@ -38,6 +38,7 @@ pub(super) async fn connect(
         let message = format!("VM {} has {MOST_CONNECTIONS} connections to its ports", vm.name);
         Problem::new(Code::Conflict, message).remedy("end some of them")
     })?;
+    let busy = daemon.slots.of(&vm.id).activity.begin();
     let channel = daemon.channel(&vm).await?;
     let agent = agent::guest_port(&channel, port).await?;
     let client = hyper::upgrade::on(&mut request);
@@ -45,7 +46,7 @@ pub(super) async fn connect(
         if let Ok(client) = client.await {
             move_bytes(TokioIo::new(client), agent).await;
         }
-        drop(permit);
+        drop((permit, busy));
     }));
     Response::builder()
         .status(StatusCode::SWITCHING_PROTOCOLS)

@@ -6,7 +6,8 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::Response;
 use banger_api::channel::InitState;
-use banger_api::vm::{CreateVm, KillVm, Refused, SetVm, State as VmState, StopVm, Vm};
+use banger_api::stats::Stats;
+use banger_api::vm::{CreateVm, KillVm, Refused, RenameVm, SetVm, State as VmState, StopVm, Vm};
 use banger_api::{Code, Problem, VmId};
 use rustix::process::Signal;
 use tokio::sync::watch;
@@ -137,6 +138,16 @@ pub(super) async fn set(
     })
 }
 
+pub(super) async fn rename(
+    State(daemon): App,
+    Found(vm): Found,
+    Body(request): Body<RenameVm>,
+) -> Result<Response, Failure> {
+    run(&daemon, "vm rename", vm.name.as_str(), |daemon, operation| async move {
+        daemon.rename(&vm.id, &request.name, &operation).await.map(shown)
+    })
+}
+
 pub(super) async fn stop(
     State(daemon): App,
     Found(vm): Found,
@@ -144,6 +155,18 @@ pub(super) async fn stop(
 ) -> Result<Response, Failure> {
     run(&daemon, "vm stop", vm.name.as_str(), |daemon, operation| async move {
         daemon.stop(&vm.id, &request, &operation).await.map(shown)
+    })
+}
+
+pub(super) async fn pause(State(daemon): App, Found(vm): Found) -> Result<Response, Failure> {
+    run(&daemon, "vm pause", vm.name.as_str(), |daemon, operation| async move {
+        daemon.pause(&vm.id, &operation).await.map(shown)
+    })
+}
+
+pub(super) async fn resume(State(daemon): App, Found(vm): Found) -> Result<Response, Failure> {
+    run(&daemon, "vm resume", vm.name.as_str(), |daemon, operation| async move {
+        daemon.resume(&vm.id, &operation).await.map(shown)
     })
 }
 
@@ -190,6 +213,10 @@ pub(super) async fn prune(State(daemon): App) -> Result<Response, Failure> {
     })
 }
 
+pub(super) async fn stats(State(daemon): App, Found(vm): Found) -> Answer<Stats> {
+    Ok(Json(daemon.stats(&vm).await?))
+}
+
 /// Waits until the guest's init has started everything.
 pub(super) async fn init(State(daemon): App, Found(vm): Found) -> Answer<InitState> {
     let channel = daemon.channel(&vm).await?;
@@ -215,10 +242,15 @@ impl Daemon {
     ) -> Result<banger_vmm::Channel, Problem> {
         if vm.state != VmState::Running {
             let message = format!("VM {} is {}", vm.name, vm.state);
-            return Err(Problem::new(Code::WrongState, message)
-                .remedy(format!("`banger vm start {}`", vm.name)));
+            return Err(Problem::new(Code::WrongState, message).remedy(format!(
+                "`banger vm {} {}`",
+                to_run(vm.state),
+                vm.name
+            )));
         }
-        let mut channel = self.slots.of(&vm.id).channel.subscribe();
+        let slot = self.slots.of(&vm.id);
+        slot.activity.touch();
+        let mut channel = slot.channel.subscribe();
         let connected =
             tokio::time::timeout(CONNECT_DEADLINE, channel.wait_for(Option::is_some)).await;
         match connected {
@@ -233,6 +265,11 @@ impl Daemon {
             ))),
         }
     }
+}
+
+/// The verb after which a VM in this state runs.
+fn to_run(state: VmState) -> &'static str {
+    if state == VmState::Paused { "resume" } else { "start" }
 }
 
 /// How long a request waits for an agent that is being connected anew.

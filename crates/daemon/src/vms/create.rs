@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use banger_api::until::Until;
 use banger_api::vm::{CreateVm, Init, State};
 use banger_api::{Code, Egress, Problem, Size, VmId, VmName};
 use banger_host::{StateFile, root, space};
@@ -9,7 +10,7 @@ use banger_storage::{Able, Driver};
 use banger_store::{ImageRecord, KernelRecord, StoreError, VmRecord};
 use jiff::Timestamp;
 
-use super::plan;
+use super::{expiry, labels, plan};
 use crate::config::HostSize;
 use crate::daemon::Daemon;
 use crate::ledger::{self, Scope};
@@ -26,12 +27,12 @@ const MOST_DISK: Size = Size::gib(16 * 1024);
 /// A VM is not begun with less free space than this: it would fail soon in ways that are hard to read.
 const LEAST_FREE: Size = Size::mib(256);
 
-/// The sizes of a new VM.
+/// The sizes of a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Sizes {
-    cpus: u32,
-    memory: Size,
-    disk: Size,
+pub(super) struct Sizes {
+    pub(super) cpus: u32,
+    pub(super) memory: Size,
+    pub(super) disk: Size,
 }
 
 /// What a new VM is made of.
@@ -55,6 +56,7 @@ impl Daemon {
     ) -> Result<VmRecord, Problem> {
         let egress = egress_of(request)?;
         exposed::judge(&request.exposed)?;
+        labels::judge(&request.labels)?;
         let sizes = self.judge(request)?;
         operation.note(self.spec_line(request, sizes, &egress));
         if let Some(name) = &request.name {
@@ -91,6 +93,10 @@ impl Daemon {
             })
             .await??;
         made(&vm.id);
+        if let Some(at) = vm.expires_at {
+            self.expiries.send_replace(());
+            operation.note(format!("{} and its disk are deleted at {at:.0}", vm.name));
+        }
         let id = vm.id.clone();
         operation.stage("disk", "making its disk");
         let made = self.blocking(move |daemon| daemon.make_disk(&vm, &image_file)).await?;
@@ -115,6 +121,15 @@ impl Daemon {
                 "init: {path:?} is no absolute path without blanks, and neither auto nor none"
             ));
         }
+        let sizes = Sizes { cpus, memory, disk };
+        self.judge_sizes(sizes)?;
+        Ok(sizes)
+    }
+
+    /// What this host can give a VM, and a guest can use.
+    pub(super) fn judge_sizes(&self, sizes: Sizes) -> Result<(), Problem> {
+        let invalid = |text: String| Err(Problem::new(Code::Invalid, text));
+        let Sizes { cpus, memory, disk } = sizes;
         if cpus == 0 || cpus > MOST_CPUS {
             return invalid(format!("cpus: {cpus} is not from 1 to {MOST_CPUS}"));
         }
@@ -141,7 +156,7 @@ impl Daemon {
                 format!("{} has only {} free", self.folders.state.display(), Size::bytes(free));
             return Err(Problem::new(Code::NoSpace, message).remedy(problems::FREE_SPACE));
         }
-        Ok(Sizes { cpus, memory, disk })
+        Ok(())
     }
 
     /// What is about to be made, on one line.
@@ -164,6 +179,16 @@ impl Daemon {
         }
         parts.extend(request.published.iter().map(|port| format!("port {port}")));
         parts.extend(request.exposed.iter().map(|port| format!("the host's port {port}")));
+        if !request.labels.is_empty() {
+            parts.push(format!("labels {}", banger_api::labels::shown(&request.labels)));
+        }
+        if request.ttl != Until::NEVER {
+            parts.push(format!("deleted in {}", request.ttl));
+        }
+        match request.auto_stop.unwrap_or(self.config.auto_stop) {
+            Until::NEVER => {}
+            after => parts.push(format!("stopped after {after} without activity")),
+        }
         if request.ephemeral {
             parts.push("deleted when its session ends".to_owned());
         }
@@ -250,6 +275,9 @@ impl Daemon {
                 egress: egress_of(request)?,
                 published: request.published.clone(),
                 exposed: request.exposed.clone(),
+                labels: request.labels.clone(),
+                expires_at: expiry::end_of(request.ttl),
+                auto_stop: request.auto_stop.unwrap_or(self.config.auto_stop),
             };
             let mark = self.mark(&vm.id);
             let claims = plan::record_claims(&vm, &mark, *driver, image_file, &self.places);
@@ -334,7 +362,7 @@ fn no_address() -> Problem {
         .remedy("delete VMs that are no longer needed, or make a network with a larger subnet (`banger network create`)")
 }
 
-fn taken(name: &VmName) -> Problem {
+pub(super) fn taken(name: &VmName) -> Problem {
     Problem::new(Code::Conflict, format!("there is already a VM named {name}"))
         .remedy(format!("use another name, or `banger vm delete {name}`"))
 }

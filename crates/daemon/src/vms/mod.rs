@@ -11,13 +11,20 @@
 //! ```
 //! One lock per VM orders its changes; whoever wants it to end says so first, which cancels a start that holds the lock.
 
+pub mod activity;
 pub mod create;
 pub mod delete;
+mod expiry;
+mod labels;
+pub mod pause;
 pub mod plan;
 pub mod ports;
+pub mod rename;
 pub mod set;
+mod sizes;
 pub mod slot;
 pub mod start;
+mod stats;
 pub mod stop;
 pub mod watch;
 
@@ -49,6 +56,9 @@ pub fn shown(record: VmRecord) -> Vm {
         egress: record.egress,
         published: record.published,
         exposed: record.exposed,
+        labels: record.labels,
+        expires_at: record.expires_at,
+        auto_stop: record.auto_stop,
         ephemeral: record.ephemeral,
         created_at: record.created_at,
         started_at: record.started_at,

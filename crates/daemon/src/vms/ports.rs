@@ -18,6 +18,7 @@ use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::task::JoinHandle;
 
+use super::activity::Counted;
 use super::slot::Slot;
 use crate::agent;
 use crate::daemon::Daemon;
@@ -169,7 +170,7 @@ impl Daemon {
         let stay = vm.published.iter().filter(|port| !gone.contains(port)).copied();
         apart(&stay.chain(publish.iter().copied()).collect::<Vec<_>>())?;
         let new = self.with_numbers(publish)?;
-        if vm.state != State::Running {
+        if !vm.state.is_up() {
             return self.store.publish(&vm.id, &gone, &new).map_err(problems::store);
         }
         slot.close_ports(|port| gone.contains(&port)).await;
@@ -188,9 +189,14 @@ impl Daemon {
     }
 
     /// A stream to a port of a guest's that runs.
-    async fn guest_port(&self, id: &VmId, port: GuestPort) -> Result<TokioIo<Upgraded>, Problem> {
+    async fn guest_port(
+        &self,
+        id: &VmId,
+        port: GuestPort,
+    ) -> Result<Counted<TokioIo<Upgraded>>, Problem> {
+        let busy = self.slots.of(id).activity.begin();
         let channel = self.channel(&self.record(id)?).await?;
-        agent::guest_port(&channel, port).await
+        Ok(Counted::new(agent::guest_port(&channel, port).await?, busy))
     }
 
     /// What the guest listens on, and which of it is published.
@@ -247,8 +253,9 @@ impl Daemon {
     /// The running VM that has this port.
     fn publisher(&self, port: PublishedPort) -> Option<String> {
         let vms = self.store.vms().unwrap_or_default();
-        let runs =
-            |vm: &&VmRecord| matches!(vm.state, State::Running | State::Starting | State::Stopping);
+        let runs = |vm: &&VmRecord| {
+            vm.state.is_up() || matches!(vm.state, State::Starting | State::Stopping)
+        };
         let mut running = vms.iter().filter(runs);
         let found = running.find(|vm| vm.published.iter().any(|other| other.meets(port)));
         found.map(|vm| vm.name.to_string())

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use banger_api::vm::{Refused, RefusedWhat, SetVm, State};
+use banger_api::vm::{Refused, RefusedWhat, SetVm};
 use banger_api::{Code, Egress, Problem, VmId};
 use banger_host::{Claim, Denied, Nat};
 use banger_store::{Place, VmRecord};
 use jiff::{SignedDuration, Timestamp};
 
+use super::labels;
 use crate::daemon::Daemon;
 use crate::ledger;
 use crate::operations::Operation;
@@ -28,9 +29,29 @@ impl Daemon {
         let _turn = slot.lock.lock().await;
         let vm = self.record(id)?;
         let wanted = Egress::of(request.nat, request.egress.clone());
-        if let Some(egress) = wanted.map_err(|e| problems::egress(&e))? {
+        let wanted = wanted.map_err(|e| problems::egress(&e))?;
+        labels::judge(&labels::after(&vm, request))?;
+        if [request.cpus.is_some(), request.memory_bytes.is_some(), request.disk_bytes.is_some()]
+            .contains(&true)
+        {
+            operation.stage("sizes", format!("{}: changing its sizes", vm.name));
+            let (vm, request, operation) = (vm.clone(), request.clone(), operation.clone());
+            self.blocking(move |daemon| daemon.set_sizes(&vm, &request, &operation)).await??;
+        }
+        if let Some(ttl) = request.ttl {
+            self.set_expiry(&vm, ttl, operation)?;
+        }
+        if let Some(after) = request.auto_stop {
+            self.store.set_auto_stop(&vm.id, after).map_err(problems::store)?;
+            slot.activity.allow(after.duration());
+        }
+        if !request.label.is_empty() || !request.unlabel.is_empty() {
+            operation.stage("labels", format!("{}: changing its labels", vm.name));
+            self.set_labels(&vm, request)?;
+        }
+        if let Some(egress) = wanted {
             operation.stage("egress", format!("{}: egress {egress}", vm.name));
-            let leaves = egress != Egress::None && vm.state == State::Running;
+            let leaves = egress != Egress::None && vm.state.is_up();
             self.blocking({
                 let vm = vm.clone();
                 move |daemon| daemon.set_egress(&vm, &egress)
@@ -51,7 +72,7 @@ impl Daemon {
     fn set_egress(&self, vm: &VmRecord, egress: &Egress) -> Result<(), Problem> {
         let Some(place) = vm.place else { return Err(no_device(vm)) };
         let mark = self.mark(&vm.id);
-        if vm.state != State::Running {
+        if !vm.state.is_up() {
             self.store.set_egress(&vm.id, egress, None).map_err(problems::store)?;
             self.gates.learn(place.address, &mark, egress);
             return Ok(());
@@ -110,7 +131,7 @@ impl Daemon {
     pub(crate) fn egress_again(&self, vm: &VmRecord) -> Result<(), Problem> {
         let Some(place) = vm.place else { return Ok(()) };
         let (claim, is_made) = self.way_out(vm, place, &vm.egress)?;
-        if is_made || vm.state != State::Running {
+        if is_made || !vm.state.is_up() {
             let claims: Vec<Claim> = claim.into_iter().filter(|_| is_made).collect();
             return ledger::acquire(self.host.as_ref(), &claims).map_err(|e| problems::host(&e));
         }
@@ -146,7 +167,7 @@ impl Daemon {
         let names = self.gates.refused(place.address, &mark).into_iter();
         let mut all: Vec<Refused> =
             names.map(|(at, name)| Refused { at, what: RefusedWhat::Name(name) }).collect();
-        if vm.state == State::Running && self.privileged {
+        if vm.state.is_up() && self.privileged {
             let denied = self.blocking(move |daemon| daemon.host.denied(&mark)).await?;
             let now = Timestamp::now();
             for Denied { ago_s, address, is_udp, port } in denied.map_err(|e| problems::host(&e))? {

@@ -9,6 +9,7 @@ use banger_forward::MOST_CONNECTIONS;
 use banger_vmm::Channel;
 use tokio::sync::{Mutex as AsyncMutex, Semaphore, watch};
 
+use super::activity::Activity;
 use super::ports::OpenPort;
 
 #[derive(Debug)]
@@ -19,6 +20,10 @@ pub struct Slot {
     ends: watch::Sender<usize>,
     /// The connection to the agent, while there is one.
     pub channel: watch::Sender<Option<Channel>>,
+    /// Whether its guest stands still: then its agent answers nobody.
+    pub paused: watch::Sender<bool>,
+    /// Whether anything goes on in it.
+    pub activity: Arc<Activity>,
     /// Who comes to its ports, each with one of these.
     pub connections: Arc<Semaphore>,
     /// Its published ports, while it runs.
@@ -71,6 +76,8 @@ impl Slots {
                 lock: AsyncMutex::new(()),
                 ends: watch::channel(0).0,
                 channel: watch::channel(None).0,
+                paused: watch::channel(false).0,
+                activity: Arc::default(),
                 connections: Arc::new(Semaphore::new(MOST_CONNECTIONS)),
                 ports: Mutex::default(),
             })

@@ -47,6 +47,11 @@ impl Daemon {
             operation.note(format!("{} is running already", vm.name));
             return Ok(vm);
         }
+        if vm.state == State::Paused {
+            let message = format!("VM {} is paused, so it has started already", vm.name);
+            return Err(Problem::new(Code::WrongState, message)
+                .remedy(format!("`banger vm resume {}`", vm.name)));
+        }
         self.release_run(id, State::Stopped, None).await?;
         match self.start_locked(&vm, &slot, operation).await {
             Ok(record) => Ok(record),
@@ -86,13 +91,14 @@ impl Daemon {
             .started_at
             .is_none()
             .then(|| plan::record_claims(vm, &mark, driver, &boot.image, &self.places));
+        let grown = self.disk_to_grow(vm)?.filter(|_| first.is_none());
         operation.stage("claims", "acquiring what it holds on the host");
         let (id, name) = (vm.id.clone(), vmm.name());
         self.blocking(move |daemon| {
             daemon.store.begin_start(&id, &name, &run).map_err(problems::store)?;
             // A VM that never ran may have been created by a daemon that died before its disk was made. One that ran
             // has its disk, or has lost it, which must not pass for a new one.
-            let claims: Vec<_> = first.into_iter().flatten().chain(run).collect();
+            let claims: Vec<_> = first.into_iter().flatten().chain(grown).chain(run).collect();
             ledger::acquire(daemon.host.as_ref(), &claims).map_err(|e| problems::host(&e))
         })
         .await??;
@@ -251,7 +257,9 @@ impl Daemon {
         state: State,
         outcome: Option<&Problem>,
     ) -> Result<(), Problem> {
-        self.slots.of(id).close_ports(|_| true).await;
+        let slot = self.slots.of(id);
+        slot.close_ports(|_| true).await;
+        slot.paused.send_replace(false);
         let (id, outcome) = (id.clone(), outcome.cloned());
         let left = self
             .blocking(move |daemon| {

@@ -33,19 +33,49 @@ impl Daemon {
         let _ending = slot.end();
         let _turn = slot.lock.lock().await;
         let vm = self.record(id)?;
-        if vm.state == State::Running {
+        self.stop_in_turn(&vm, &slot, request, operation).await
+    }
+
+    /// As [`Self::stop`], by whoever holds the VM's lock.
+    pub(super) async fn stop_in_turn(
+        self: &Arc<Self>,
+        vm: &VmRecord,
+        slot: &Arc<Slot>,
+        request: &StopVm,
+        operation: &Operation,
+    ) -> Result<VmRecord, Problem> {
+        if vm.state == State::Paused
+            && let Err(problem) = self.to_shut_down(vm, slot).await
+        {
+            operation.note(format!(
+                "{} cannot go on, so it cannot shut itself down: {problem}",
+                vm.name
+            ));
+        }
+        if vm.state.is_up() {
             let within = match request.deadline_ms {
                 Some(milliseconds) => Duration::from_millis(milliseconds),
                 None => self.config.deadlines.stop(self.translated().await),
             };
-            self.set_state(id, State::Stopping).await?;
+            self.set_state(&vm.id, State::Stopping).await?;
             operation.stage("shutdown", format!("shutting {} down", vm.name));
-            if let Err(problem) = self.shut_down(&vm, &slot, Instant::now() + within).await {
+            if let Err(problem) = self.shut_down(vm, slot, Instant::now() + within).await {
                 operation
                     .note(format!("{} did not shut itself down and is killed: {problem}", vm.name));
             }
         }
-        self.release_stopped(&vm, &slot, operation).await
+        self.release_stopped(vm, slot, operation).await
+    }
+
+    /// Lets a paused VM go on, until its agent is there.
+    async fn to_shut_down(
+        self: &Arc<Self>,
+        vm: &VmRecord,
+        slot: &Arc<Slot>,
+    ) -> Result<(), Problem> {
+        self.let_go_on(vm, slot).await?;
+        self.record_state(&vm.id, State::Running).await?;
+        self.channel(&self.record(&vm.id)?).await.map(drop)
     }
 
     /// Ends the VMM at once, or by `signal`.

@@ -23,11 +23,20 @@ impl Daemon {
         let daemon = Arc::clone(self);
         drop(tokio::spawn(async move {
             let slot = daemon.slots.of(&id);
-            tokio::select! {
-                _ = watched.ended() => {}
-                () = daemon.keep_connected(&id, &slot, &agent) => {}
+            if let Ok(Some(vm)) = daemon.store.vm(&id) {
+                slot.activity.allow(vm.auto_stop.duration());
             }
-            daemon.has_ended(&id, &slot, &watched).await;
+            let minding = async {
+                tokio::select! {
+                    _ = watched.ended() => {}
+                    () = daemon.keep_connected(&id, &slot, &agent) => {}
+                }
+                daemon.has_ended(&id, &slot, &watched).await;
+            };
+            tokio::select! {
+                () = minding => {}
+                never = daemon.stop_when_idle(&id, &slot) => match never {},
+            }
         }));
     }
 
@@ -40,6 +49,8 @@ impl Daemon {
                 slot.channel.send_replace(None);
                 tracing::warn!(vm = %id, "the connection to the agent has ended; connecting anew");
             }
+            // The sender is in this very slot, so it cannot be gone.
+            drop(slot.paused.subscribe().wait_for(|paused| !paused).await);
             let stream = match self.connect(&self.mark(id), agent.socket.clone()).await {
                 Ok(stream) => stream,
                 Err(problem) => {
@@ -51,6 +62,7 @@ impl Daemon {
                 Ok((channel, _)) => {
                     slot.channel.send_replace(Some(Channel::Mux(channel)));
                 }
+                Err(_) if *slot.paused.borrow() => {}
                 Err(error) => {
                     tracing::warn!(vm = %id, %error, "cannot connect to the agent");
                     return;
@@ -67,7 +79,7 @@ impl Daemon {
         }
         watched.process().reap();
         let _turn = slot.lock.lock().await;
-        let still_ours = matches!(self.store.vm(id), Ok(Some(vm)) if vm.state == State::Running);
+        let still_ours = matches!(self.store.vm(id), Ok(Some(vm)) if vm.state.is_up());
         if !still_ours || matches!(self.watched(&self.mark(id)).await, Ok(Some(_))) {
             return;
         }

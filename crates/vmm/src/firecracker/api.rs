@@ -50,6 +50,15 @@ impl Api {
         self.call(Method::PUT, path, Some(body), deadline).await.map(drop)
     }
 
+    pub(super) async fn patch(
+        &mut self,
+        path: &str,
+        body: &Value,
+        deadline: Duration,
+    ) -> Result<(), VmmError> {
+        self.call(Method::PATCH, path, Some(body), deadline).await.map(drop)
+    }
+
     pub(super) async fn get<T: DeserializeOwned>(
         &mut self,
         path: &str,

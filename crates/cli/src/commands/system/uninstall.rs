@@ -116,7 +116,7 @@ async fn running(
 }
 
 fn is_up(vm: &Vm) -> bool {
-    matches!(vm.state, State::Starting | State::Running | State::Stopping)
+    vm.state.is_up() || matches!(vm.state, State::Starting | State::Stopping)
 }
 
 /// Asks whether to go on, if there is something to lose and somebody to ask.

@@ -45,7 +45,8 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
     let vm: Vm = client.get(&path).await?;
     if vm.state != State::Running {
         let problem = Problem::new(Code::WrongState, format!("VM {} is {}", vm.name, vm.state));
-        return Err(problem.remedy(format!("`banger vm start {}`", vm.name)).into());
+        let verb = if vm.state == State::Paused { "resume" } else { "start" };
+        return Err(problem.remedy(format!("`banger vm {verb} {}`", vm.name)).into());
     }
     let bound = args.ports.iter().map(|port| bind(*port)).collect::<Result<Vec<_>, _>>()?;
     let ports: Vec<PublishedPort> = bound.iter().map(|(port, _)| *port).collect();

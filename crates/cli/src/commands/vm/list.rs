@@ -1,5 +1,6 @@
 //! `banger vm list`
 
+use banger_api::labels::Selector;
 use banger_api::vm::Vm;
 
 use crate::commands::DONE;
@@ -12,11 +13,17 @@ use crate::render;
 #[command(after_help = "Examples:
   banger vm list
   banger vm list -q                 names only
+  banger vm list --label ci --label team=web   those that have both
   banger vm list --format json")]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    /// Only those with this label, KEY or KEY=VALUE; with several, those that have all
+    #[arg(long, value_name = "LABEL", value_parser = Selector::parse)]
+    label: Vec<Selector>,
+}
 
-pub(crate) async fn run(context: &Context) -> Result<u8, Failure> {
-    let things: Vec<Vm> = context.client().await?.get("/v1/vms").await?;
+pub(crate) async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
+    let mut things: Vec<Vm> = context.client().await?.get("/v1/vms").await?;
+    things.retain(|vm| args.label.iter().all(|selector| selector.chooses(&vm.labels)));
     render::list(context, &things)?;
     Ok(DONE)
 }

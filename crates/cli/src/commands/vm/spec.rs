@@ -1,6 +1,8 @@
 //! The flags that say what a VM is made of, for `run` and `create`.
 
+use banger_api::labels::Label;
 use banger_api::ports::PublishedPort;
+use banger_api::until::Until;
 use banger_api::vm::{CreateVm, Init};
 use banger_api::{Egress, ImageName, KernelName, NetworkName, Size, VmName};
 
@@ -48,6 +50,16 @@ pub(crate) struct Spec {
     /// allow:github.com,*.debian.org,203.0.113.0/24
     #[arg(long, value_name = "POLICY", value_parser = Egress::parse)]
     egress: Option<Egress>,
+    /// Write something on it, KEY=VALUE, to find it by: `banger vm list --label KEY`
+    #[arg(long, value_name = "LABEL", value_parser = Label::parse)]
+    label: Vec<Label>,
+    /// Delete it, with its disk, running or not, when this time is over: 90m, 2h, 7d
+    #[arg(long, value_name = "TIME", value_parser = Until::parse, default_value = "never", hide_default_value = true)]
+    ttl: Until,
+    /// Stop it when nothing went on in it for this time, or `never`: commands, and connections by its ports, count;
+    /// `auto_stop_after` of config.toml if not given
+    #[arg(long, value_name = "TIME", value_parser = Until::parse)]
+    auto_stop: Option<Until>,
 }
 
 impl Spec {
@@ -66,6 +78,9 @@ impl Spec {
             egress,
             publish,
             expose,
+            label,
+            ttl,
+            auto_stop,
         } = self;
         CreateVm {
             name,
@@ -81,6 +96,9 @@ impl Spec {
             published: publish,
             exposed: expose.into_iter().collect(),
             egress,
+            labels: label.into_iter().map(|Label { key, value }| (key, value)).collect(),
+            ttl,
+            auto_stop,
             start,
             ephemeral,
         }

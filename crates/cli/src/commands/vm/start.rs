@@ -3,10 +3,11 @@
 use banger_api::vm::Vm;
 use http::Method;
 
+use super::chosen::Chosen;
 use crate::commands::targets::{self, vm_path};
 use crate::context::Context;
 use crate::failure::Failure;
-use crate::{completion, operation, render};
+use crate::{operation, render};
 
 /// Start VMs that do not run
 #[derive(Debug, clap::Args)]
@@ -14,14 +15,14 @@ use crate::{completion, operation, render};
   banger vm start web
   banger vm start web db")]
 pub(crate) struct Args {
-    /// Names or ids, or the beginnings of some
-    #[arg(value_name = "VM", required = true, add = completion::vm_names())]
-    targets: Vec<String>,
+    #[command(flatten)]
+    chosen: Chosen,
 }
 
 pub(crate) async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
     let client = context.client().await?;
-    targets::each(context, &args.targets, async |target, subject| {
+    let chosen = args.chosen.names(context, &client).await?;
+    targets::each(context, &chosen, async |target, subject| {
         let path = format!("{}/start", vm_path(target)?);
         let vm: Vm =
             operation::follow(context, &client, subject, Method::POST, &path, None::<&()>).await?;
