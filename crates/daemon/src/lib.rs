@@ -29,5 +29,6 @@ pub mod readiness;
 pub mod reconcile;
 pub mod serve;
 pub mod startup;
+mod user_network;
 pub mod vmms;
 pub mod vms;

@@ -30,6 +30,9 @@ impl Daemon {
         let wanted = Egress::of(request.nat, request.egress.clone());
         if let Some(egress) = wanted.map_err(|e| problems::egress(&e))? {
             operation.stage("egress", format!("{}: egress {egress}", vm.name));
+            if vm.place.is_none() {
+                self.set_user_egress(&vm, &egress, operation).await?;
+            }
             let leaves = egress != Egress::None && vm.state == State::Running;
             self.blocking({
                 let vm = vm.clone();
@@ -49,7 +52,8 @@ impl Daemon {
     }
 
     fn set_egress(&self, vm: &VmRecord, egress: &Egress) -> Result<(), Problem> {
-        let Some(place) = vm.place else { return Err(no_device(vm)) };
+        // What has no place has no device to make rules for.
+        let Some(place) = vm.place else { return Ok(()) };
         let mark = self.mark(&vm.id);
         if vm.state != State::Running {
             self.store.set_egress(&vm.id, egress, None).map_err(problems::store)?;
