@@ -45,7 +45,7 @@ pub struct Vmm {
     pub sockets: Vec<String>,
     /// Names of unix sockets in the run folder on which somebody listens; the program gets connections to them as open fds, after
     /// those that it listens on.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub connects: Vec<String>,
     /// A socket in the run folder that the program makes itself, and that must be there before it counts as started.
     #[serde(default)]
