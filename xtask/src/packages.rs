@@ -83,6 +83,7 @@ pub(crate) const TO_TEST: &[Need] = &[
     program("umoci", "umoci", "is the other opinion on what an image holds"),
     program("ip", "iproute2", "gives each test a network of its own"),
     program("iptables-nft-restore", "iptables", "writes what Docker and ufw write"),
+    program("passt", "passt", "lets an ordinary user's VMs out"),
     program("dig", "bind9-dnsutils", "asks the DNS server, and checks its answers"),
     program("pip3", "python3-pip", "fetches Firecracker and its jailer"),
     program("qemu-img", "qemu-utils", "makes the test host's disks"),

@@ -514,7 +514,7 @@ The VM:
       --network <NAME>    The network that it is in, as `banger network list` shows them; `default`
                           if not given
       --nat               Let it reach the internet, and what else the host reaches, under the
-                          host's address
+                          host's address; without root, passt must be installed
   -p, --publish <PORT>    Lead a port of this host to one of its own while it runs:
                           [ADDRESS:]HOST:GUEST[/udp]; 127.0.0.1 if no address is given, the same
                           port for one number, a free one that it keeps for HOST 0

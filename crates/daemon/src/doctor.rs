@@ -16,6 +16,7 @@ use crate::daemon::Daemon;
 use crate::doctor_system;
 use crate::operations::Operation;
 use crate::problems;
+use crate::user_network::NoUserNetwork;
 
 /// Below this doctor warns.
 const LITTLE_SPACE: Size = Size::gib(5);
@@ -36,6 +37,7 @@ impl Daemon {
         );
         let driver = self.driver_for_new(&self.state_file(&image)?).await;
         let networks = self.networks_work().await;
+        let user_networks = self.user_networks_work().await;
         self.blocking(move |daemon| {
             let mut findings = vec![daemon.architecture(), kvm(&facts.kvm, &name)];
             findings.push(daemon.firecracker_there());
@@ -49,7 +51,7 @@ impl Daemon {
             findings.push(qemu_there(daemon.config.vmm == VmmChoice::Firecracker || firecracker));
             findings.extend(PROGRAMS.iter().map(program_there));
             findings.push(daemon.agent_there());
-            findings.push(network(&networks));
+            findings.push(daemon.network(&networks, &user_networks));
             if networks.is_ok() {
                 findings.push(daemon.firewalls());
             }
@@ -145,6 +147,28 @@ impl Daemon {
                 Problem::from_error(Code::Missing, &error).to_string(),
                 "make it root's, and writable by nobody else, as all folders on the way to it",
             ),
+        }
+    }
+
+    /// Which network VMs get, and what is missing of it.
+    fn network(
+        &self,
+        networks: &Result<(), String>,
+        user_networks: &Result<(), NoUserNetwork>,
+    ) -> Finding {
+        let all = "`sudo banger system install --owner USER`; packages: nftables; modules: tun, bridge, nf_tables";
+        match (networks, user_networks) {
+            (Ok(()), _) => pass("network", "VMs have a device on a bridge"),
+            (Err(why), Ok(())) => pass(
+                "network",
+                format!(
+                    "VMs with --nat reach beyond this host by passt, and `-p` leads to all; they have no address, no names of each other and no lists: {why}"
+                ),
+            ),
+            (Err(_), Err(NoUserNetwork { why, remedy })) if !self.privileged => {
+                warn("network", format!("VMs have no network: {why}"), remedy)
+            }
+            (Err(why), Err(_)) => warn("network", format!("VMs have no network: {why}"), all),
         }
     }
 
@@ -417,17 +441,6 @@ fn abilities() -> Vec<Finding> {
         ),
     };
     needed.chain([dm]).collect()
-}
-
-fn network(networks: &Result<(), String>) -> Finding {
-    match networks {
-        Ok(()) => pass("network", "VMs have a device on a bridge"),
-        Err(why) => warn(
-            "network",
-            format!("VMs have no network: {why}"),
-            "`sudo banger system install --owner USER`; packages: nftables; modules: tun, bridge, nf_tables",
-        ),
-    }
 }
 
 /// `spare`: whether VMs run without it.

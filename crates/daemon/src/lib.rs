@@ -29,6 +29,7 @@ pub mod readiness;
 pub mod reconcile;
 pub mod serve;
 pub mod startup;
+mod user_network;
 pub mod vmms;
 pub mod vms;
 mod wall_clock;

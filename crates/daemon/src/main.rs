@@ -1,7 +1,7 @@
 //! The daemon's process: reads its environment, picks who changes the host, serves until it is told to end.
 //!
-//! Two more programs live in this one, since they must be there wherever it is: the writer of a VM's log, and the probe
-//! of /dev/kvm.
+//! Three more programs live in this one, since they must be there wherever it is: the writer of a VM's log, the fence before a
+//! VM's user-mode network, and the probe of /dev/kvm.
 
 use std::fs::File;
 use std::io::Write;
@@ -13,7 +13,7 @@ use banger_api::folders::Folders;
 use banger_api::install::{self, Install};
 use banger_api::{Code, Problem};
 use banger_host::root::{Firecracker, Root, RootPlaces};
-use banger_host::{HelperHost, LocalHost, Places, kvm_probe, log_writer, ready_fd};
+use banger_host::{HelperHost, LocalHost, Places, fence, kvm_probe, log_writer, ready_fd};
 use bangerd::config::{Config, UidRange};
 use bangerd::daemon::Hands;
 use bangerd::startup::{self, Started, Startup};
@@ -33,6 +33,7 @@ fn main() -> ExitCode {
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => daemon(),
         [WRITE_LOG, path, limit] => write_log(path, limit),
+        [fence::ARGUMENT] => status(fence::answer()),
         [kvm_probe::ARGUMENT] => kvm_probe::answer(),
         _ => {
             let usage = b"usage: bangerd (no arguments; `banger` starts it when it is needed)\n";
@@ -196,10 +197,12 @@ async fn run(started: Started, ready: &mut Ready) -> ExitCode {
 
 fn write_log(path: &str, limit: &str) -> ExitCode {
     let Ok(limit_bytes) = limit.parse() else { return ExitCode::from(2) };
-    match log_writer::run(path.as_ref(), limit_bytes) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(_) => ExitCode::FAILURE,
-    }
+    status(log_writer::run(path.as_ref(), limit_bytes))
+}
+
+/// Of a program that has nobody to tell why.
+fn status(ended: std::io::Result<()>) -> ExitCode {
+    ended.map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS)
 }
 
 fn refuse(ready: &mut Ready, problem: &Problem) -> ExitCode {

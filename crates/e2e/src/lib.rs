@@ -15,6 +15,7 @@ mod backend;
 mod guests;
 mod installed;
 mod network;
+mod nobody;
 mod outcome;
 mod processes;
 mod programs;
@@ -29,8 +30,9 @@ pub use installed::{
     Installed, as_root, as_user, installed, installed_before, installed_for_later,
 };
 pub use network::Outside;
+pub use nobody::Nobody;
 pub use outcome::Outcome;
-pub use processes::{processes_marked, wait_until};
+pub use processes::{pids_named, processes_marked, wait_until};
 pub use programs::{built, run};
 pub use registry::{Registry, write_layout};
 pub use template::{busybox_layer, busybox_tar, home as template_home};

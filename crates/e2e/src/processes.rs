@@ -3,6 +3,8 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
+use rustix::process::Pid;
+
 /// The command line of every process that carries this installation's mark: in its name, or as a jailed Firecracker's id.
 #[must_use]
 pub fn processes_marked(installation: &str) -> Vec<String> {
@@ -19,6 +21,17 @@ pub fn processes_marked(installation: &str) -> Vec<String> {
         }
     }
     found
+}
+
+/// The processes whose name begins so, whoever's they are.
+#[must_use]
+pub fn pids_named(prefix: &str) -> Vec<Pid> {
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let named = processes.filter(|entry| {
+        fs::read(entry.path().join("cmdline")).unwrap_or_default().starts_with(prefix.as_bytes())
+    });
+    let numbers = named.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    numbers.filter_map(Pid::from_raw).collect()
 }
 
 /// Waits until something that gives no event is so: for a test's view of another program's state only.

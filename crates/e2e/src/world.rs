@@ -159,6 +159,12 @@ impl World {
         run("chown", &["--recursive", &format!("{uid}:{uid}"), home]);
     }
 
+    /// Its id: the first part of every mark.
+    #[must_use]
+    pub fn installation(&self) -> &str {
+        &self.installation
+    }
+
     #[must_use]
     pub fn home(&self) -> &Path {
         &self.home

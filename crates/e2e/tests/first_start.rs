@@ -1,10 +1,9 @@
 //! A user's first minutes: an empty state folder, many commands at once, another user's account.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 
-use banger_e2e::{BUSYBOX, Backend, built, busybox_tar, in_world, in_world_with_archive};
+use banger_e2e::{BUSYBOX, Backend, Nobody, busybox_tar, in_world, in_world_with_archive};
 
 #[test]
 fn many_commands_at_once_on_an_empty_home_start_one_daemon() {
@@ -24,52 +23,20 @@ fn many_commands_at_once_on_an_empty_home_start_one_daemon() {
 
 #[test]
 fn an_ordinary_user_has_all_of_it_without_root() {
-    const NOBODY: u32 = 65534;
     in_world_with_archive(|world| {
-        let home = world.home().join("nobody");
-        std::fs::create_dir(&home).unwrap();
-        chown(&home, Some(NOBODY), Some(NOBODY)).unwrap();
-        // The way to it is the test's own folder, which is private.
-        for folder in home.ancestors().skip(1).take(2) {
-            std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o711)).unwrap();
-        }
-        // Who may use KVM is in its group (Debian's udev rules); QEMU translates without it.
-        let groups = match Backend::here() {
-            Backend::Qemu => "65534",
-            Backend::Firecracker => "kvm",
-        };
-        let as_nobody = |args: &[&str]| {
-            let (banger, home) =
-                (built().join("banger"), format!("BANGER_HOME={}", home.display()));
-            let fixed = [
-                "--reuid",
-                "65534",
-                "--regid",
-                "65534",
-                "--groups",
-                groups,
-                "env",
-                "-i",
-                &home,
-                "HOME=/nonexistent",
-            ];
-            let all: Vec<&str> = fixed
-                .into_iter()
-                .chain([banger.to_str().unwrap()])
-                .chain(args.iter().copied())
-                .collect();
-            world.program("setpriv", &all)
-        };
+        let nobody = Nobody::of(world);
+        let home = nobody.home();
+        let as_nobody = |args: &[&str]| nobody.banger(args);
         match Backend::here() {
             Backend::Qemu => {
-                let tar = busybox_tar(&home, "busybox.tar");
+                let tar = busybox_tar(home, "busybox.tar");
                 as_nobody(&["kernel", "import", "--from-apt", "linux-image-cloud-amd64"])
                     .succeeds();
                 as_nobody(&["image", "import", tar.to_str().unwrap(), "--name", BUSYBOX])
                     .succeeds();
             }
             // There is no archive where this backend is tested.
-            Backend::Firecracker => world.give_artifacts(&home, NOBODY),
+            Backend::Firecracker => nobody.give_artifacts(),
         }
         as_nobody(&["vm", "run", "--rm", "--image", BUSYBOX, "--memory", "256M", "--", "id", "-u"])
             .succeeds()

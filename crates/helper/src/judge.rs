@@ -119,9 +119,11 @@ fn judge_claim(claim: &Claim, policy: &Policy) -> Result<(), Refusal> {
         Claim::Jail(jail) => judge_jail(jail, policy),
         // Its log is not the helper's.
         Claim::JailedVmm(JailedVmm { uid, .. }) => vmms_user("claim.uid", *uid, policy),
-        Claim::VmFolder { .. } | Claim::Disk(_) | Claim::RunFolder { .. } | Claim::Vmm(_) => {
-            no_root(&claim.held())
-        }
+        Claim::VmFolder { .. }
+        | Claim::Disk(_)
+        | Claim::RunFolder { .. }
+        | Claim::UserNetwork { .. }
+        | Claim::Vmm(_) => no_root(&claim.held()),
     }
 }
 

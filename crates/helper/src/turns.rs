@@ -98,7 +98,7 @@ mod tests {
     fn nothing_is_kept_of_vms_that_nobody_asks_about() {
         let turns = Turns::default();
         for vm in ["0", "1", "2"] {
-            turns.alone(&mark(vm), || ());
+            turns.alone(&machine(vm), || ());
         }
         assert_eq!(turns.0.lock().unwrap().len(), 1);
     }

@@ -533,6 +533,7 @@ fn what_needs_no_root_is_not_done_by_root() {
     for claim in [
         json!({ "kind": "vm_folder", "mark": text }),
         json!({ "kind": "run_folder", "mark": text }),
+        json!({ "kind": "user_network", "mark": text }),
         json!({ "kind": "disk", "mark": text, "size_bytes": 4096, "source": { "from": "hole" } }),
         json!({ "kind": "vmm", "mark": text, "program": "/bin/sh", "args": ["-c", "id"], "sockets": [], "log_limit_bytes": 0 }),
     ] {
@@ -541,6 +542,7 @@ fn what_needs_no_root_is_not_done_by_root() {
     for held in [
         Held::VmFolder { mark: mark.clone() },
         Held::RunFolder { mark: mark.clone() },
+        Held::UserNetwork { mark: mark.clone() },
         Held::Disk { mark: mark.clone() },
         Held::Vmm { mark },
     ] {

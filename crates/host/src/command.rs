@@ -1,15 +1,19 @@
 //! The one place of this crate where programs are started: by absolute path, without a shell, their stderr kept.
 
 use std::ffi::OsStr;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use command_fds::{CommandFdExt, FdMapping};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, getppid, pidfd_open, set_parent_process_death_signal,
+};
 
 use crate::error::HostError;
 
@@ -74,10 +78,8 @@ pub(crate) fn run_with_input(program: &Path, args: &[&str], input: &[u8]) -> io:
 pub(crate) fn run_within(
     program: &Path,
     args: &[&str],
-    deadline: std::time::Duration,
+    deadline: Duration,
 ) -> io::Result<(bool, String)> {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-
     let mut child = new(program)
         .args(args)
         .stdin(Stdio::null())
@@ -169,6 +171,33 @@ impl Detached<'_> {
             });
         }
         command.spawn()
+    }
+
+    /// As [`Self::spawn`], of a program that ends when another, which it has started, does its work: returns then. Its stderr is a
+    /// pipe.
+    ///
+    /// # Errors
+    /// When it cannot be started, ends with another status than 0 (then with what it said), or `TimedOut`.
+    pub(crate) fn run(self, most: Duration) -> io::Result<()> {
+        let mut child = self.spawn()?;
+        let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?;
+        let timeout = Timespec::try_from(most).map_err(io::Error::other)?;
+        if poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout))? == 0 {
+            child.kill()?;
+            child.wait()?;
+            let said = format!("it was not ready after {} s", most.as_secs());
+            return Err(io::Error::new(io::ErrorKind::TimedOut, said));
+        }
+        let status = child.wait()?;
+        if status.success() {
+            return Ok(());
+        }
+        let mut said = String::new();
+        if let Some(mut stderr) = child.stderr.take() {
+            stderr.read_to_string(&mut said)?;
+        }
+        let said: Vec<&str> = said.split('\n').map(str::trim).filter(|l| !l.is_empty()).collect();
+        Err(io::Error::other(format!("{status}: {}", said.join("; "))))
     }
 }
 

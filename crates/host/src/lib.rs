@@ -8,6 +8,7 @@ mod awaited;
 pub mod command;
 mod disk;
 mod error;
+pub mod fence;
 mod folder;
 mod helper_host;
 pub mod helper_wire;
@@ -26,6 +27,9 @@ pub mod space;
 pub mod state_file;
 pub mod tsc;
 pub mod usage;
+pub mod user_network;
+#[cfg(test)]
+mod user_network_tests;
 mod vmm_process;
 
 use std::collections::BTreeSet;
@@ -61,6 +65,8 @@ pub enum Claim {
     Disk(Disk),
     /// The VM's folder for sockets.
     RunFolder { mark: Mark },
+    /// The VM's way out of the host where nobody may make devices: the processes that make sockets of what it sends.
+    UserNetwork { mark: Mark },
     /// The control group of the VM's processes, with its limits.
     Cgroup(Cgroup),
     /// A block device over a file of the state.
@@ -101,6 +107,7 @@ impl Claim {
             Claim::VmFolder { mark } => Held::VmFolder { mark: mark.clone() },
             Claim::Disk(disk) => Held::Disk { mark: disk.mark.clone() },
             Claim::RunFolder { mark } => Held::RunFolder { mark: mark.clone() },
+            Claim::UserNetwork { mark } => Held::UserNetwork { mark: mark.clone() },
             Claim::Cgroup(cgroup) => Held::Cgroup { mark: cgroup.mark.clone() },
             Claim::Loop(found) => Held::Loop { mark: found.mark.clone(), role: found.role },
             Claim::DmSnapshot(dm) => Held::DmSnapshot { mark: dm.mark.clone() },
@@ -161,6 +168,9 @@ pub enum Held {
     RunFolder {
         mark: Mark,
     },
+    UserNetwork {
+        mark: Mark,
+    },
     Cgroup {
         mark: Mark,
     },
@@ -206,6 +216,7 @@ impl Held {
             Held::VmFolder { mark }
             | Held::Disk { mark }
             | Held::RunFolder { mark }
+            | Held::UserNetwork { mark }
             | Held::Cgroup { mark }
             | Held::Loop { mark, .. }
             | Held::DmSnapshot { mark }
@@ -226,6 +237,7 @@ impl Held {
             Held::VmFolder { mark }
             | Held::Disk { mark }
             | Held::RunFolder { mark }
+            | Held::UserNetwork { mark }
             | Held::Cgroup { mark }
             | Held::Loop { mark, .. }
             | Held::DmSnapshot { mark }
@@ -252,6 +264,7 @@ impl Held {
             | Held::Loop { .. }
             | Held::DmSnapshot { .. }
             | Held::Jail { .. }
+            | Held::UserNetwork { .. }
             | Held::Vmm { .. }
             | Held::JailedVmm { .. } => Part::Machine,
         }
@@ -264,6 +277,7 @@ impl Held {
             Held::VmFolder { .. }
             | Held::Disk { .. }
             | Held::RunFolder { .. }
+            | Held::UserNetwork { .. }
             | Held::Vmm { .. } => false,
             Held::Cgroup { .. }
             | Held::Loop { .. }
@@ -284,6 +298,7 @@ impl std::fmt::Display for Held {
             Held::VmFolder { mark } => write!(f, "the folder of VM {mark}"),
             Held::Disk { mark } => write!(f, "the disk of VM {mark}"),
             Held::RunFolder { mark } => write!(f, "the sockets of VM {mark}"),
+            Held::UserNetwork { mark } => write!(f, "the user-mode network of VM {mark}"),
             Held::Cgroup { mark } => write!(f, "the cgroup of VM {mark}"),
             Held::Loop { mark, role } => write!(f, "the loop device of the {role} of VM {mark}"),
             Held::DmSnapshot { mark } => write!(f, "the snapshot device of VM {mark}"),
@@ -453,7 +468,7 @@ pub fn end_orphans(variable: &str, value: &str) -> Result<(), HostError> {
 #[derive(Debug)]
 pub struct LocalHost {
     places: Places,
-    /// The program that runs [`log_writer::run`], and its arguments before the log's own.
+    /// The program that runs [`log_writer::run`], and its arguments before the log's own; with [`fence::ARGUMENT`] it is a fence.
     log_writer: (PathBuf, Vec<String>),
     children: process::Children,
     /// For what needs root; `None` when this process is not root.
@@ -461,7 +476,8 @@ pub struct LocalHost {
 }
 
 impl LocalHost {
-    /// `log_writer` is a program that calls [`log_writer::run`] with the two arguments that follow those given.
+    /// `log_writer` is a program that calls [`log_writer::run`] with the two arguments that follow those given, and, with
+    /// [`fence::ARGUMENT`] alone, [`fence::answer`].
     #[must_use]
     pub fn new(places: Places, log_writer: (PathBuf, Vec<String>), root: Option<Root>) -> Self {
         Self { places, log_writer, children: process::Children::default(), root }
@@ -500,6 +516,9 @@ impl Host for LocalHost {
             Claim::VmFolder { mark } => folder::acquire(&self.places.vm_folder(mark)),
             Claim::Disk(disk) => disk::acquire(disk, &self.places),
             Claim::RunFolder { mark } => folder::acquire(&self.places.run_folder(mark)),
+            Claim::UserNetwork { mark } => {
+                user_network::acquire(mark, &self.places, &self.log_writer.0, &self.children)
+            }
             Claim::Vmm(vmm) => {
                 if vmm_process::watch(&vmm.mark)?.is_some() {
                     return Ok(());
@@ -525,6 +544,7 @@ impl Host for LocalHost {
             Held::VmFolder { mark } => folder::release(&self.places.vm_folder(mark)),
             Held::Disk { mark } => disk::release(&self.places.disk(mark)),
             Held::RunFolder { mark } => folder::release(&self.places.run_folder(mark)),
+            Held::UserNetwork { mark } => user_network::release(mark, &self.children),
             Held::Vmm { mark } => vmm_process::release(mark, &self.children),
             Held::JailedVmm { mark } => {
                 let vmm = self.root(held)?.release(held);
@@ -548,6 +568,9 @@ impl Host for LocalHost {
                 .into_iter()
                 .filter(ours)
                 .map(|mark| Held::RunFolder { mark }),
+        );
+        held.extend(
+            user_network::marked()?.into_iter().filter(ours).map(|mark| Held::UserNetwork { mark }),
         );
         held.extend(vmm_process::marked()?.into_iter().filter(ours).map(|mark| Held::Vmm { mark }));
         let jailed = vmm_process::named(vmm_process::JAIL_LOG)?;

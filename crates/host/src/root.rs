@@ -22,6 +22,7 @@ mod netlink;
 #[cfg(test)]
 mod network_tests;
 mod nft;
+mod own_addresses;
 mod remove;
 mod resolved;
 mod rules;
@@ -49,6 +50,7 @@ pub use jail::{DeviceSource, Jail, JailDevice, JailFile};
 pub use jailed_vmm::JailedVmm;
 pub use loop_device::{Loop, LoopRole};
 pub use nat::{Denied, Nat};
+pub(crate) use own_addresses::OwnAddresses;
 pub use resolved::{Routed, names_are_routed};
 pub use rules::{DNS_PORT, EXPOSE_PORT, for_one as rules_for_one};
 pub use tap::Tap;
@@ -124,9 +126,11 @@ impl Root {
             Claim::JailedVmm(claim) => {
                 jailed_vmm::acquire(claim, &self.places, console, &self.children)
             }
-            Claim::VmFolder { .. } | Claim::Disk(_) | Claim::RunFolder { .. } | Claim::Vmm(_) => {
-                Err(not_roots(&claim.held()))
-            }
+            Claim::VmFolder { .. }
+            | Claim::Disk(_)
+            | Claim::RunFolder { .. }
+            | Claim::UserNetwork { .. }
+            | Claim::Vmm(_) => Err(not_roots(&claim.held())),
         }
     }
 
@@ -148,6 +152,7 @@ impl Root {
             Held::VmFolder { .. }
             | Held::Disk { .. }
             | Held::RunFolder { .. }
+            | Held::UserNetwork { .. }
             | Held::Vmm { .. } => Err(not_roots(held)),
         }
     }
@@ -252,7 +257,7 @@ fn not_roots(held: &Held) -> HostError {
 }
 
 #[cfg(test)]
-fn test_mark() -> Mark {
+pub(crate) fn test_mark() -> Mark {
     let vm = banger_api::VmId::random().expect("the kernel has randomness");
     Mark::new(Installation::random().expect("the kernel has randomness"), vm)
 }
@@ -273,7 +278,7 @@ fn test_places(root: &std::path::Path) -> RootPlaces {
 
 /// Runs a test in a thread that has network devices and mounts of its own, which go with it.
 #[cfg(test)]
-fn in_own_network(test: impl FnOnce() + Send) {
+pub(crate) fn in_own_network(test: impl FnOnce() + Send) {
     use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
     use rustix::thread::{UnshareFlags, unshare_unsafe};
 

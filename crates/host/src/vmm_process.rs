@@ -43,6 +43,10 @@ pub struct Vmm {
     pub args: Vec<String>,
     /// Names of listening unix sockets in the run folder; the program gets them as open fds.
     pub sockets: Vec<String>,
+    /// Names of unix sockets in the run folder on which somebody listens; the program gets connections to them as open fds, after
+    /// those that it listens on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub connects: Vec<String>,
     /// A socket in the run folder that the program makes itself, and that must be there before it counts as started.
     #[serde(default)]
     pub makes: Option<String>,
@@ -92,6 +96,9 @@ pub(crate) fn acquire(
     for name in &vmm.sockets {
         fds.push(socket::listen(&run_folder, name)?);
     }
+    for name in &vmm.connects {
+        fds.push(socket::connect(&run_folder, name)?.into());
+    }
     let made = vmm.makes.as_deref().map(|name| Ok((name, awaited(&run_folder, name)?)));
     let made = made.transpose().map_err(failed)?;
     let started = Detached {
@@ -136,7 +143,12 @@ pub(crate) fn release_log(prefix: &str, mark: &Mark, children: &Children) -> Res
 }
 
 /// Ends every process of this name: at once if `kill`, else when it has not ended by itself by the deadline.
-fn end(mark: &Mark, prefix: &str, deadline: Duration, kill: bool) -> Result<(), HostError> {
+pub(crate) fn end(
+    mark: &Mark,
+    prefix: &str,
+    deadline: Duration,
+    kill: bool,
+) -> Result<(), HostError> {
     let name = format!("{prefix}{mark}");
     let failed = |cause: io::Error| HostError::new(format!("end the process {name}"), cause);
     for found in process::find(&name).map_err(failed)? {

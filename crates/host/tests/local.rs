@@ -38,6 +38,7 @@ fn firecracker(world: &World, mark: &Mark, host: &LocalHost) -> Vmm {
         program: world.root.places().firecracker.firecracker.clone(),
         args: ["--api-sock", socket.to_str().unwrap(), "--level", "Error"].map(Into::into).into(),
         sockets: Vec::new(),
+        connects: Vec::new(),
         makes: Some(API_SOCKET.into()),
         log_limit_bytes: 1 << 20,
     }

@@ -169,6 +169,7 @@ impl Bare {
                 .map(String::from)
                 .to_vec(),
             sockets: Vec::new(),
+            connects: Vec::new(),
             makes: Some(API_SOCKET.to_owned()),
             log_limit_bytes: machine.log_limit_bytes,
         }));

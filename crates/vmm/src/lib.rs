@@ -21,7 +21,7 @@ use futures_util::future::BoxFuture;
 pub use channel::{Channel, ChannelError, Ready};
 pub use error::VmmError;
 pub use firecracker::Firecracker;
-pub use network::NetworkDevice;
+pub use network::{NetworkDevice, UserNetwork};
 pub use qemu::Qemu;
 
 /// What a VMM is to run, whichever it is.
@@ -43,6 +43,8 @@ pub struct Machine {
     pub uid: Option<u32>,
     /// Its network device. A bare Firecracker makes none of it, and QEMU can have one where the daemon is root.
     pub network: Option<NetworkDevice>,
+    /// Its network where it has no such device: QEMU's alone.
+    pub user_network: Option<UserNetwork>,
     pub log_limit_bytes: u64,
 }
 

@@ -34,6 +34,7 @@ pub(crate) fn machine(driver: &dyn Driver) -> Machine {
             exposed: [].into(),
             zone: Zone::default(),
         }),
+        user_network: None,
         log_limit_bytes: 1 << 20,
         mark,
     }

@@ -1,10 +1,10 @@
-//! A VM's network device, whichever its VMM: what it holds on the host, and what its guest is told of it.
+//! A VM's network, whichever its VMM: what it holds on the host, and what its guest is told of it.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use banger_api::{Egress, GuestNet, Zone};
-use banger_host::{Claim, Guard, Mac, Mark, Nat, Network, Tap};
+use banger_host::{Claim, Guard, Mac, Mark, Nat, Network, Tap, user_network};
 
 /// The one network device of a VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,5 +42,22 @@ impl NetworkDevice {
         let Network { gateway, prefix, mtu, number: _, peers: _ } = self.network;
         let zone = self.zone.clone();
         GuestNet { address: self.address, prefix, gateway, mtu, zone }.to_string()
+    }
+}
+
+/// A network without a device on the host: passt makes sockets of what the guest sends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UserNetwork {
+    /// What the VM's own name ends with.
+    pub zone: Zone,
+}
+
+impl UserNetwork {
+    /// For the guest's agent, on the kernel's command line.
+    pub(crate) fn word(&self) -> String {
+        let zone = self.zone.clone();
+        let (address, gateway) = (user_network::ADDRESS, user_network::GATEWAY);
+        let (prefix, mtu) = (user_network::PREFIX, user_network::MTU);
+        GuestNet { address, prefix, gateway, mtu, zone }.to_string()
     }
 }

@@ -2,7 +2,7 @@
 //! without Firecracker.
 //!
 //! It is not jailed: it runs as the daemon's user, and opens its tap as that. So it has a network device where the daemon
-//! is root.
+//! is root; elsewhere its frames can go to a user-mode network, by an open connection.
 //!
 //! The agent's channel is a virtio-serial port, since a vhost-user-vsock device would make the VM impossible to snapshot.
 
@@ -10,14 +10,14 @@ mod qmp;
 
 use std::os::unix::net::UnixStream;
 
-use banger_host::{Claim, Mark, VMM_FIRST_FD, VmSocket};
+use banger_host::{Claim, Mac, Mark, VMM_FIRST_FD, VmSocket, user_network};
 use banger_storage::DriveSource;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
 
 use qmp::Qmp;
 
-use crate::{Machine, NetworkDevice, Vmm, VmmError, snapshot_device};
+use crate::{Machine, NetworkDevice, UserNetwork, Vmm, VmmError, snapshot_device};
 
 /// How QEMU executes the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +41,9 @@ pub(crate) const AGENT_SOCKET: &str = "agent.sock";
 /// Where QEMU is told what to do with its guest (QMP).
 pub(crate) const CONTROL_SOCKET: &str = "qmp.sock";
 
+/// Where it finds its connection to a user-mode network: after the sockets of the agent and of its control.
+const NETWORK_FD: i32 = VMM_FIRST_FD + 2;
+
 /// Who opens its tap.
 const ROOT: u32 = 0;
 
@@ -59,6 +62,9 @@ impl Vmm for Qemu {
         if let Some(device) = &machine.network {
             claims.extend(device.claims(&mark, ROOT));
         }
+        if machine.user_network.is_some() {
+            claims.push(Claim::UserNetwork { mark: mark.clone() });
+        }
         let mut args = self.arguments(machine, &format!("fd={VMM_FIRST_FD}"));
         let control = format!("socket,id=control,fd={},server=on,wait=off", VMM_FIRST_FD + 1);
         args.extend(
@@ -69,6 +75,7 @@ impl Vmm for Qemu {
             program: PROGRAM.into(),
             args,
             sockets: vec![AGENT_SOCKET.into(), CONTROL_SOCKET.into()],
+            connects: machine.user_network.iter().map(|_| user_network::SOCKET.into()).collect(),
             makes: None,
             log_limit_bytes: machine.log_limit_bytes,
         }));
@@ -143,6 +150,14 @@ impl Qemu {
             );
             args.pair("-device", &format!("virtio-net-device,netdev=net,mac={}", device.mac));
         }
+        if machine.user_network.is_some() {
+            args.pair(
+                "-netdev",
+                &format!("stream,id=net,server=off,addr.type=fd,addr.str={NETWORK_FD}"),
+            );
+            let mac = Mac::of(&machine.mark);
+            args.pair("-device", &format!("virtio-net-device,netdev=net,mac={mac}"));
+        }
         args.pair("-device", "virtio-serial-device");
         args.pair("-chardev", &format!("socket,id=agent,{agent_address},server=on,wait=off"));
         args.pair(
@@ -170,6 +185,7 @@ impl Qemu {
             words.push("mitigations=off".into());
         }
         words.extend(machine.network.as_ref().map(NetworkDevice::word));
+        words.extend(machine.user_network.as_ref().map(UserNetwork::word));
         words.extend(machine.agent_words.iter().cloned());
         words
     }
@@ -260,6 +276,33 @@ mod tests {
         assert!(!args.contains("net"), "{args}");
         let kinds: Vec<_> = qemu.claims(&machine).iter().map(Claim::held).collect();
         assert!(matches!(kinds[..], [Held::RunFolder { .. }, Held::Vmm { .. }]), "{kinds:?}");
+    }
+
+    #[test]
+    fn a_user_mode_network_is_there_before_the_process_that_is_connected_to_it() {
+        let qemu = Qemu { accelerator: Accelerator::Kvm };
+        let user_network = Some(UserNetwork { zone: banger_api::Zone::default() });
+        let machine = Machine { network: None, user_network, ..machine(&Overlay) };
+        let claims = qemu.claims(&machine);
+        let kinds: Vec<_> = claims.iter().map(Claim::held).collect();
+        assert!(
+            matches!(
+                kinds[..],
+                [Held::RunFolder { .. }, Held::UserNetwork { .. }, Held::Vmm { .. }]
+            ),
+            "{kinds:?}"
+        );
+        let Some(Claim::Vmm(vmm)) = claims.last() else { panic!("{claims:?}") };
+        assert_eq!(
+            (&vmm.sockets[..], &vmm.connects[..]),
+            (&["agent.sock".into(), "qmp.sock".into()][..], &["network.sock".into()][..])
+        );
+        let args = qemu.arguments(&machine, "fd=3").join(" ");
+        assert!(
+            args.contains("-netdev stream,id=net,server=off,addr.type=fd,addr.str=5 "),
+            "{args}"
+        );
+        assert!(args.contains(" banger.net=10.212.255.2/30,10.212.255.1,65520 "), "{args}");
     }
 
     #[test]

@@ -81,6 +81,7 @@ impl Vm {
             storage: driver.run_claims(&mark, &image, 256 << 20),
             uid: None,
             network: None,
+            user_network: None,
             log_limit_bytes: 1 << 20,
             state,
             mark,

@@ -63,16 +63,17 @@ impl Daemon {
             self.refuse_taken(name)?;
         }
         let networks = self.networks_work().await;
-        let given = [
-            ("--network", request.network.is_some()),
-            (networks::flag_of(&egress), egress != Egress::None),
-            ("--expose", !request.exposed.is_empty()),
-        ];
+        let given =
+            [("--network", request.network.is_some()), ("--expose", !request.exposed.is_empty())];
         for (flag, given) in given {
             if let (true, Err(why)) = (given, &networks) {
                 return Err(networks::no_network(flag, why)
                     .remedy(format!("leave {flag} away; `banger doctor` shows what is missing")));
             }
+        }
+        if let Err(why) = &networks {
+            let without = format!("leave {} away", networks::flag_of(&egress));
+            self.judge_user_egress(&egress, why, &without).await?;
         }
         if let Some(network) = &request.network {
             self.refuse_unknown_network(network)?;

@@ -58,6 +58,7 @@ pub fn machine(
         drives: driver.drives(mark, &boot.image),
         storage: driver.run_claims(mark, &boot.image, vm.disk.as_bytes()),
         network,
+        user_network: None,
         uid: uids.and_then(|uids| uids.of(vm.slot)),
         log_limit_bytes: LOG_LIMIT_BYTES,
     }

@@ -51,6 +51,9 @@ impl Daemon {
         }
         if let Some(egress) = wanted {
             operation.stage("egress", format!("{}: egress {egress}", vm.name));
+            if vm.place.is_none() {
+                self.set_user_egress(&vm, &egress, operation).await?;
+            }
             let leaves = egress != Egress::None && vm.state.is_up();
             self.blocking({
                 let vm = vm.clone();
@@ -70,7 +73,8 @@ impl Daemon {
     }
 
     fn set_egress(&self, vm: &VmRecord, egress: &Egress) -> Result<(), Problem> {
-        let Some(place) = vm.place else { return Err(no_device(vm)) };
+        // What has no place has no device to make rules for.
+        let Some(place) = vm.place else { return Ok(()) };
         let mark = self.mark(&vm.id);
         if !vm.state.is_up() {
             self.store.set_egress(&vm.id, egress, None).map_err(problems::store)?;

@@ -11,7 +11,7 @@ use banger_api::{Code, Egress, Problem, VmId};
 use banger_host::{Mark, VmSocket};
 use banger_store::VmRecord;
 use banger_vmm::channel::Mux;
-use banger_vmm::{AgentAddress, Channel, ChannelError, Ready, VmmError};
+use banger_vmm::{AgentAddress, Channel, ChannelError, Machine, Ready, VmmError};
 use jiff::Timestamp;
 use tokio::time::{Instant, timeout};
 
@@ -73,6 +73,7 @@ impl Daemon {
         let driver = self.driver(vm)?;
         let uids = (self.jails() && vmm.api().is_some()).then_some(self.uids);
         let network = self.network_device(vm, operation).await?;
+        let user_network = self.user_network(vm).await?;
         if let Some(place) = vm.place {
             self.gates.begin(place.address, &mark, &vm.egress);
         }
@@ -82,6 +83,7 @@ impl Daemon {
             .filter(|device| device.egress != Egress::None)
             .map(|device| device.network);
         let machine = plan::machine(vm, &mark, driver, &boot, &self.places, uids, network);
+        let machine = Machine { user_network, ..machine };
         if uids.is_some() && machine.uid.is_none() {
             return Err(no_uid(vm, self.uids));
         }

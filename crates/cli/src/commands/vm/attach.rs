@@ -17,8 +17,7 @@ Shows what is kept of what it wrote, then what it writes. Ctrl-] leaves a job th
 without a terminal the third leaves. Exits with the job's own status if it ends meanwhile.
 
 Examples:
-  banger vm exec -d -t web                    a shell that outlives the connection
-  banger vm attach web 1
+  banger vm attach web 1                      after `banger vm exec -d -t web`: a shell that outlives the connection
   banger vm attach web 1 < answers            to its stdin, if it was started with -i")]
 pub(crate) struct Args {
     /// Its name or id, or the beginning of one

@@ -21,8 +21,7 @@ A job goes on until it ends by itself, whoever watches or leaves. What the last 
 each at least, over restarts of the VM too. OUTPUT is how much it wrote, and in brackets how much of that is no longer kept.
 
 Examples:
-  banger vm exec -d web -- make world
-  banger vm jobs web
+  banger vm jobs web                           after `banger vm exec -d web -- make world`
   banger vm jobs web --end 1                   ask its processes to end (SIGTERM)
   banger vm jobs web --end 1 --signal KILL
   banger vm jobs web --format json")]

@@ -35,7 +35,7 @@ pub(crate) struct Spec {
     /// The network that it is in, as `banger network list` shows them; `default` if not given
     #[arg(long, value_name = "NAME", value_parser = NetworkName::parse, add = completion::network_names())]
     network: Option<NetworkName>,
-    /// Let it reach the internet, and what else the host reaches, under the host's address
+    /// Let it reach the internet, and what else the host reaches, under the host's address; without root, passt must be installed
     #[arg(long)]
     nat: bool,
     /// Lead a port of this host to one of its own while it runs: [ADDRESS:]HOST:GUEST[/udp]; 127.0.0.1 if no address is given,
