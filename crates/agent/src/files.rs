@@ -12,7 +12,7 @@ use std::io::Write as _;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use banger_api::exec::Word;
 use banger_api::files::{Copied, Done, FromAgent, Owner, Read, Start, ToAgent, Write};
@@ -43,10 +43,9 @@ where
     let Ok(ToAgent::Start(start)) = next(&mut frames).await else { return };
     let ended = match *start {
         Start::Look(look) => {
-            let path = look.path.clone();
             let looked = in_thread(move || {
-                absolute(&look.path)?;
-                banger_files::look(&look).map_err(|error| at("look at", &path, &error))
+                let looked = banger_files::look(&resolved(&look.path), look.prefix, look.part);
+                looked.map_err(|error| at("look at", &look.path, &error))
             });
             let looked = answer(looked).await;
             Ok(looked.map(|looked| Done { looked: Some(looked), ..Done::default() }))
@@ -94,8 +93,8 @@ where
 }
 
 fn pack(read: &Read, to: &mut Writer) -> Result<Copied, Problem> {
-    let path = absolute(&read.path)?;
-    let source = banger_files::open(path).map_err(|error| at("open", &read.path, &error))?;
+    let path = resolved(&read.path);
+    let source = banger_files::open(&path).map_err(|error| at("open", &read.path, &error))?;
     let is_folder = rustix::fs::fstat(&source).is_ok_and(|stat| {
         rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Directory
     });
@@ -104,10 +103,10 @@ fn pack(read: &Read, to: &mut Writer) -> Result<Copied, Problem> {
         None if is_folder => None,
         None => path.file_name().map(|name| name.as_bytes().to_vec()),
     };
-    let how = Pack { top, from: read.from };
+    let how = Pack { top, from: read.from, mode: None };
     banger_files::pack(source, &how, to, &mut |_| ()).map_err(|error| {
         let message = format!("cannot copy {} from the guest", shown(&read.path));
-        within(message, &banger_files::problem(&error))
+        banger_files::problem(&error).within(message)
     })
 }
 
@@ -138,16 +137,16 @@ where
 }
 
 fn unpack(write: &Write, from: &mut Reader) -> Result<Copied, Problem> {
-    let path = absolute(&write.folder)?;
+    let path = resolved(&write.folder);
     if write.create {
         DirBuilder::new()
             .recursive(true)
             .mode(0o755)
-            .create(path)
+            .create(&path)
             .map_err(|error| at("make the folder", &write.folder, &error))?;
     }
     let open = |error: rustix::io::Errno| at("open the folder", &write.folder, &error.into());
-    let target = Target::open(path).map_err(open)?;
+    let target = Target::open(&path).map_err(open)?;
     let ids = match &write.owner {
         Owner::Stream => Ids::Stream,
         Owner::User(user) => {
@@ -164,17 +163,15 @@ fn unpack(write: &Write, from: &mut Reader) -> Result<Copied, Problem> {
     let how = Unpack { only, ids, exact: write.exact, umask: 0, resume: write.resume };
     banger_files::unpack(from, &target, &how, &mut |_| ()).map_err(|error| {
         let message = format!("cannot copy into {} of the guest", shown(&write.folder));
-        within(message, &banger_files::problem(&error))
+        banger_files::problem(&error).within(message)
     })
 }
 
-fn absolute(path: &Word) -> Result<&Path, Problem> {
-    let as_path = Path::new(OsStr::from_bytes(path.as_bytes()));
-    if as_path.is_absolute() {
-        return Ok(as_path);
-    }
-    let message = format!("{:?} is no absolute path of the guest", shown(path));
-    Err(Problem::new(Code::Invalid, message))
+/// A relative path is below the home of root, where a command starts too.
+fn resolved(path: &Word) -> PathBuf {
+    let given = Path::new(OsStr::from_bytes(path.as_bytes()));
+    let home = users::find(None).map_or_else(|_| "/".to_owned(), |root| root.home);
+    Path::new(&home).join(given)
 }
 
 fn one_name(word: &Word) -> Result<Vec<u8>, Problem> {
@@ -187,15 +184,7 @@ fn one_name(word: &Word) -> Result<Vec<u8>, Problem> {
 }
 
 fn at(doing: &str, path: &Word, error: &std::io::Error) -> Problem {
-    within(format!("cannot {doing} {} of the guest", shown(path)), &banger_files::problem(error))
-}
-
-/// The problem as the cause of one that says where.
-fn within(message: String, problem: &Problem) -> Problem {
-    let mut whole = Problem::new(problem.code, message).because(problem.message.clone());
-    whole.causes.extend(problem.causes.iter().cloned());
-    whole.remedy.clone_from(&problem.remedy);
-    whole
+    banger_files::problem(error).within(format!("cannot {doing} {} of the guest", shown(path)))
 }
 
 fn shown(path: &Word) -> String {

@@ -36,7 +36,7 @@ pub enum Start {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Look {
-    /// An absolute path. Symbolic links on the way and at its end are followed.
+    /// Absolute, or below root's home. Symbolic links on the way and at its end are followed.
     pub path: Word,
     /// For the SHA-256 of as many bytes of a file's beginning.
     #[serde(default)]
@@ -50,7 +50,7 @@ pub struct Look {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Read {
-    /// An absolute path. Symbolic links on the way and at its end are followed, those within the tree are sent.
+    /// Absolute, or below root's home. Symbolic links on the way and at its end are followed, those within the tree are sent.
     pub path: Word,
     /// What the file or folder is called in the stream; without, a folder's content is at the stream's root, and a file has
     /// its own name.
@@ -65,7 +65,7 @@ pub struct Read {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Write {
-    /// An absolute path. Symbolic links on the way and at its end are followed.
+    /// Absolute, or below root's home. Symbolic links on the way and at its end are followed.
     pub folder: Word,
     /// The folder and those above it are made when they are not there.
     #[serde(default)]

@@ -8,6 +8,7 @@ use tar::{EntryType, GnuExtSparseHeader, Header};
 
 use crate::shown;
 use crate::times::Time;
+use crate::xattrs::Xattrs;
 
 const BLOCK: usize = 512;
 
@@ -51,8 +52,7 @@ pub(crate) struct Entry {
     pub(crate) uid: u32,
     pub(crate) gid: u32,
     pub(crate) mtime: Time,
-    /// Full name (`user.x`) and value.
-    pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(crate) xattrs: Xattrs,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -86,12 +86,15 @@ pub(crate) struct Archive<R> {
     ended: bool,
 }
 
+/// Keys and values of an extended header, in their order.
+type Records = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// What was said before an entry's own header.
 #[derive(Default)]
 struct Before {
     long_name: Option<Vec<u8>>,
     long_link: Option<Vec<u8>>,
-    records: Vec<(Vec<u8>, Vec<u8>)>,
+    records: Records,
 }
 
 impl Before {
@@ -209,14 +212,10 @@ impl<R: Read> Archive<R> {
         };
         let mtime = match before.record(b"mtime") {
             Some(text) => Time::parse(text).ok_or_else(|| damaged("the time"))?,
-            None => Time {
-                seconds: header
-                    .mtime()
-                    .ok()
-                    .and_then(|seconds| i64::try_from(seconds).ok())
-                    .ok_or_else(|| damaged("the time"))?,
-                nanoseconds: 0,
-            },
+            None => {
+                let seconds = seconds(header).ok_or_else(|| damaged("the time"))?;
+                Time { seconds, nanoseconds: 0 }
+            }
         };
         let xattrs = before.records.iter().filter_map(|(key, value)| {
             let name = key.strip_prefix(b"SCHILY.xattr.")?;
@@ -392,6 +391,14 @@ fn damaged(name: &[u8], what: &'static str) -> ArchiveError {
     ArchiveError::Damaged { name: shown(name), what }
 }
 
+/// GNU tar writes a time before 1970 in base 256, as two's complement, which the tar crate does not read.
+fn seconds(header: &Header) -> Option<i64> {
+    match header.as_old().mtime {
+        [0xff, .., a, b, c, d, e, f, g, h] => Some(i64::from_be_bytes([a, b, c, d, e, f, g, h])),
+        _ => header.mtime().ok().and_then(|seconds| i64::try_from(seconds).ok()),
+    }
+}
+
 /// A file without holes.
 fn whole(size: u64) -> Vec<Segment> {
     if size == 0 { Vec::new() } else { vec![Segment { offset: 0, length: size }] }
@@ -421,7 +428,7 @@ fn checked(
 }
 
 /// The records of an extended header, `LENGTH KEY=VALUE\n` each. The value may hold any byte, so they are not lines.
-fn records(mut bytes: &[u8]) -> Option<Vec<(Vec<u8>, Vec<u8>)>> {
+fn records(mut bytes: &[u8]) -> Option<Records> {
     let mut found = Vec::new();
     // Some writers pad with NULs inside the size they tell.
     while bytes.iter().any(|&byte| byte != 0) {

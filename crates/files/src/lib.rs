@@ -27,7 +27,7 @@ pub use look::{look, open, prefix_sha256};
 pub use pack::{Pack, PackError, pack};
 pub use part::part_of;
 pub use pipe::{Piece, Reader, Writer, reader, writer};
-pub use session::{SessionSocket, look_at, read, write};
+pub use session::{SessionSocket, connect, look_at, read, write};
 pub use unpack::{Ids, Refusal, Unpack, UnpackError, unpack};
 
 /// A name for people: cut where it is longer than a line can be.

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use banger_api::files::{Found, FoundKind, Look, Looked, Part};
+use banger_api::files::{Found, FoundKind, Looked, Part};
 use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat, stat};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
@@ -16,12 +16,11 @@ use crate::beneath::{Target, parted};
 use crate::part;
 use crate::unpack::SMALLEST_PART;
 
-/// Answers `look`.
+/// What is at `path`; with the SHA-256 of a file's first `prefix` bytes, and with what a broken copy left if `part`.
 ///
 /// # Errors
 /// When the path is there and cannot be looked at.
-pub fn look(look: &Look) -> io::Result<Looked> {
-    let path = Path::new(OsStr::from_bytes(look.path.as_bytes()));
+pub fn look(path: &Path, prefix: Option<u64>, part: bool) -> io::Result<Looked> {
     let mut looked = Looked::default();
     match stat(path) {
         Ok(stat) => {
@@ -32,7 +31,7 @@ pub fn look(look: &Look) -> io::Result<Looked> {
             };
             let size = u64::try_from(stat.st_size).unwrap_or_default();
             looked.found = Some(Found { kind, size });
-            if let (FoundKind::File, Some(length)) = (kind, look.prefix)
+            if let (FoundKind::File, Some(length)) = (kind, prefix)
                 && length <= size
             {
                 looked.prefix_sha256 = Some(prefix_sha256(&File::from(open(path)?), length)?);
@@ -41,8 +40,8 @@ pub fn look(look: &Look) -> io::Result<Looked> {
         Err(Errno::NOENT | Errno::NOTDIR) => {}
         Err(error) => return Err(error.into()),
     }
-    if look.part {
-        looked.part = left(look.path.as_bytes());
+    if part {
+        looked.part = left(path.as_os_str().as_bytes());
     }
     Ok(looked)
 }
@@ -50,7 +49,11 @@ pub fn look(look: &Look) -> io::Result<Looked> {
 /// What a copy to this path left when it broke, if it is worth going on with and nobody else does.
 fn left(path: &[u8]) -> Option<Part> {
     let (folder, name) = parted(path);
-    let folder = if folder.is_empty() { b"/" } else { folder };
+    let folder = match (folder, path) {
+        (b"", [b'/', ..]) => &b"/"[..],
+        (b"", _) => b".",
+        (folder, _) => folder,
+    };
     let folder = Target::open(Path::new(OsStr::from_bytes(folder))).ok()?;
     let part = part::part_of(name);
     let file = part::reopen(std::os::fd::AsFd::as_fd(&folder), &part, false).ok()?;

@@ -32,6 +32,8 @@ pub struct Pack {
     pub top: Option<Vec<u8>>,
     /// Bytes of a single file that the other side has: they are sent as a hole.
     pub from: u64,
+    /// Permissions of a single file, in place of its own.
+    pub mode: Option<u32>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +63,9 @@ const MOST_FOLDERS: usize = 500;
 /// Files with fewer bytes of holes are sent as they are read.
 const SPARSE: u64 = 64 << 10;
 
+/// What is read of a file that tells no size: 4 MiB.
+const LARGEST_OF_KERNEL: u64 = 4 << 20;
+
 const LISTED: usize = 20;
 
 /// Sends what `source` is. `told` hears of the bytes of files as they are sent.
@@ -83,7 +88,7 @@ pub fn pack(
     };
     match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile if !top.is_empty() => {
-            work.file(&File::from(source), top, how.from)?;
+            work.file(&File::from(source), top, how)?;
         }
         FileType::Directory => work.tree(source, top)?,
         _ => return Err(PackError::Kind { name: shown(top) }),
@@ -185,7 +190,7 @@ impl Work<'_> {
         match kind {
             FileType::RegularFile => {
                 let file = open(OFlags::empty())?;
-                self.file(&File::from(file), name, 0)?;
+                self.file(&File::from(file), name, &Pack::default())?;
             }
             FileType::Symlink => {
                 let link = readlinkat(folder, own, Vec::new())
@@ -212,16 +217,20 @@ impl Work<'_> {
         }
     }
 
-    fn file(&mut self, file: &File, name: &[u8], from: u64) -> Result<(), PackError> {
+    fn file(&mut self, file: &File, name: &[u8], how: &Pack) -> Result<(), PackError> {
         // As it is now that it is open.
         let stat = fstat(file).map_err(|error| failed("look at", name, error))?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(failed("open", name, Errno::NOENT));
         }
         let size = u64::try_from(stat.st_size).unwrap_or_default();
+        if size == 0 && self.told_no_size(file, &stat, name)? {
+            return Ok(());
+        }
         let allocated = u64::try_from(stat.st_blocks).unwrap_or_default().saturating_mul(512);
-        let segments = if from > 0 || allocated.saturating_add(SPARSE) <= size {
-            segments(file, size, from).map_err(|error| failed("find the holes of", name, error))?
+        let segments = if how.from > 0 || allocated.saturating_add(SPARSE) <= size {
+            segments(file, size, how.from)
+                .map_err(|error| failed("find the holes of", name, error))?
         } else {
             vec![Segment { offset: 0, length: size }]
         };
@@ -229,6 +238,9 @@ impl Work<'_> {
         self.records(file, &stat, name, false)?;
         let mut header = header(&stat, EntryType::Regular);
         header.set_size(stored);
+        if let Some(mode) = how.mode {
+            header.set_mode(mode);
+        }
         let mut maps = Vec::new();
         if stored < size {
             maps = map_holes(&mut header, &segments, size);
@@ -253,6 +265,23 @@ impl Work<'_> {
         self.copied.entries += 1;
         self.copied.bytes += stored;
         Ok(())
+    }
+
+    /// A file of the kernel's, as those of /proc, has content and tells no size: it is read before it is sent.
+    fn told_no_size(&mut self, file: &File, stat: &Stat, name: &[u8]) -> Result<bool, PackError> {
+        let mut bytes = Vec::new();
+        let cannot = |cause| PackError::Entry { doing: "read", name: shown(name), cause };
+        file.take(LARGEST_OF_KERNEL).read_to_end(&mut bytes).map_err(cannot)?;
+        if bytes.is_empty() {
+            return Ok(false);
+        }
+        self.records_of_time(stat)?;
+        let mut header = header(stat, EntryType::Regular);
+        header.set_size(bytes.len() as u64);
+        self.append(&mut header, name, &bytes[..])?;
+        self.copied.bytes += bytes.len() as u64;
+        (self.told)(bytes.len() as u64);
+        Ok(true)
     }
 
     fn append(

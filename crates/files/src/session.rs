@@ -9,6 +9,7 @@ use futures_util::{SinkExt, StreamExt};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 use tokio_util::sync::CancellationToken;
 
@@ -16,6 +17,25 @@ use crate::pipe::{self, Piece, Reader, Writer};
 
 /// The WebSocket that a session is on, over whatever stream leads to the agent.
 pub type SessionSocket<S> = WebSocketStream<S>;
+
+/// Opens the WebSocket at `address` (`ws://…`) over a stream that leads to the agent.
+///
+/// # Errors
+/// When the agent refuses it.
+pub async fn connect<S>(
+    stream: S,
+    address: &str,
+    config: WebSocketConfig,
+) -> Result<SessionSocket<S>, Problem>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let connected =
+        tokio_tungstenite::client_async_with_config(address, stream, Some(config)).await;
+    connected.map(|(socket, _)| socket).map_err(|error| {
+        Problem::new(Code::Guest, "the guest's agent takes no files").cause(&error)
+    })
+}
 
 /// What is at a path of the guest.
 ///

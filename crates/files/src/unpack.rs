@@ -189,7 +189,8 @@ impl Work<'_> {
     fn check(&self, entry: &Entry) -> Result<(), UnpackError> {
         let Some(only) = &self.how.only else { return Ok(()) };
         let is_asked = |name: &[u8]| name.split(|&byte| byte == b'/').next() == Some(&only[..]);
-        if !is_asked(&entry.name) && !(entry.name.is_empty() && entry.kind == Kind::Folder) {
+        let is_root = entry.name.is_empty() && entry.kind == Kind::Folder;
+        if !is_root && !is_asked(&entry.name) {
             return Err(refused(&entry.name, Refusal::NotAsked(shown(only))));
         }
         match &entry.kind {
@@ -305,8 +306,9 @@ impl Work<'_> {
             renameat(place.folder, place.part(), place.folder, place.name)
                 .map_err(|error| failed("name", &entry.name, error))
         });
-        if written.is_err() && size < SMALLEST_PART {
-            // It is not worth going on with. The error that counts is the first.
+        let goes_on = size >= SMALLEST_PART && self.how.only.as_ref() == Some(&entry.name);
+        if written.is_err() && !goes_on {
+            // Nobody goes on with it. The error that counts is the first.
             unlinkat(place.folder, place.part(), AtFlags::empty()).ok();
         }
         written
@@ -428,7 +430,7 @@ impl Work<'_> {
     }
 }
 
-/// A copy that broke is gone on with from this size on: 16 MiB.
+/// The copy of a single file that broke is gone on with from this size on: 16 MiB.
 pub(crate) const SMALLEST_PART: u64 = 16 << 20;
 
 fn chown_link(folder: BorrowedFd<'_>, name: &OsStr, uid: u32, gid: u32) -> Result<(), Errno> {

@@ -14,12 +14,15 @@ const LARGEST: usize = 64 << 10;
 const SYSTEM: [&[u8]; 3] =
     [b"security.capability", b"system.posix_acl_access", b"system.posix_acl_default"];
 
+/// Full names (`user.x`) and values.
+pub(crate) type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+
 pub(crate) fn is_kept(name: &[u8], exact: bool) -> bool {
     name.starts_with(b"user.") || exact && SYSTEM.contains(&name)
 }
 
 /// What the file has, by full name; nothing where the file system has none.
-pub(crate) fn of(file: impl AsFd) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Errno> {
+pub(crate) fn of(file: impl AsFd) -> Result<Xattrs, Errno> {
     let mut list = vec![0; LONGEST_LIST];
     let length = match flistxattr(&file, &mut list[..]) {
         Ok(length) => length,

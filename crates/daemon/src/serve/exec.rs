@@ -47,6 +47,13 @@ async fn splice(
         let problem =
             Problem::new(Code::Guest, format!("the guest's agent refused {path} with {status}"))
                 .because(String::from_utf8_lossy(&said).into_owned());
+        let problem = match status {
+            // It is older than this daemon.
+            StatusCode::NOT_FOUND => {
+                problem.remedy("`banger vm restart NAME` gives the guest this one's agent")
+            }
+            _ => problem,
+        };
         return Err(Failure(problem));
     }
     let mut response = Response::builder().status(StatusCode::SWITCHING_PROTOCOLS);

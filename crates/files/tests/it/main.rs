@@ -13,7 +13,7 @@ use banger_files::{Pack, Target, Unpack, UnpackError};
 
 /// What is at `source` as a tar.
 fn packed(source: &Path, top: Option<&str>) -> Vec<u8> {
-    let how = Pack { top: top.map(|top| top.as_bytes().to_vec()), from: 0 };
+    let how = Pack { top: top.map(|top| top.as_bytes().to_vec()), from: 0, mode: None };
     let mut tar = Vec::new();
     banger_files::pack(opened(source), &how, &mut tar, &mut |_| ()).unwrap();
     tar
