@@ -456,6 +456,7 @@ Usage: banger vm [OPTIONS] <COMMAND>
 Commands:
   run      Make a VM, start it, and run a command or a shell in it
   exec     Run a command or a shell in a running VM
+  cp       Copy files and folders to and from a running VM
   list     List the VMs there are [alias: ls]
   show     Show everything there is to know of a VM, and what went wrong with it last
   set      Change VMs, at once if they run

@@ -1,6 +1,7 @@
 //! `banger vm …`
 
 mod command;
+mod cp;
 mod create;
 mod delete;
 mod ending;
@@ -28,6 +29,7 @@ use crate::failure::Failure;
 pub(crate) enum Verb {
     Run(run::Args),
     Exec(exec::Args),
+    Cp(cp::Args),
     #[command(visible_alias = "ls")]
     List(list::Args),
     Show(show::Args),
@@ -50,6 +52,7 @@ impl Verb {
         match self {
             Verb::Run(args) => run::run(args, context).await,
             Verb::Exec(args) => exec::run(args, context).await,
+            Verb::Cp(args) => cp::run(args, context).await,
             Verb::List(_) => list::run(context).await,
             Verb::Show(args) => show::run(args, context).await,
             Verb::Set(args) => set::run(args, context).await,
