@@ -176,7 +176,7 @@ Examples:
   banger vm cp -a ./site web:/srv/site          a tree, as it is
   banger vm cp web:/var/log/syslog .            from the VM
   banger vm cp --owner dev src web:/home/dev    for a user of the VM
-  tar -c src | banger vm cp - web:/work         a tar stream, owners as it says
+  tar -c src | banger vm cp - web:/srv          a tar stream, owners as it says
   banger vm cp web:/etc - | tar -t              and the other way round
 
 "#]]);
