@@ -3,6 +3,7 @@
 //! ```text
 //! GET  /v1/exec      WebSocket: a command, see exec.rs
 //! *    /v1/jobs...   commands that go on by themselves, see banger_api::jobs
+//! GET  /v1/files     WebSocket: files to and from the guest, see files.rs
 //! PUT  /v1/image     what the image says about its programs (JSON GuestImage); runs its program if asked to
 //! PUT  /v1/name      another hostname (JSON GuestName)
 //! PUT  /v1/clock     what time it is (JSON GuestClock)
@@ -42,7 +43,9 @@ use tokio_tungstenite::tungstenite::protocol::Role;
 use crate::entrypoint::{self, Entrypoint, EntrypointError};
 use crate::init::{Init, InitError};
 use crate::jobs::{JobError, Jobs};
-use crate::{clock, cmdline, console, exec, guest_port, names, probe, shutdown, sockets, usage};
+use crate::{
+    clock, cmdline, console, exec, files, guest_port, names, probe, shutdown, sockets, usage,
+};
 
 type Reply = Response<Full<Bytes>>;
 
@@ -140,6 +143,7 @@ async fn answer(request: Request<Incoming>, guest: Arc<Guest>) -> Result<Reply, 
             let image = guest.image();
             upgrade(request, |socket| async move { exec::serve(socket, &image).await })
         }
+        (&Method::GET, "/v1/files") => upgrade(request, files::serve),
         (_, path) if path.starts_with("/v1/jobs") => jobs(request, &guest).await,
         (&Method::GET, "/v1/connect") => {
             match guest_port::upgrade(request, &guest.connections).await {
@@ -317,11 +321,10 @@ fn uptime_ms() -> u64 {
     u64::try_from(ms).unwrap_or_default()
 }
 
-/// Turns the connection into a WebSocket that carries an exec's frames (RFC 6455, 4.2).
-fn upgrade<F>(
-    request: Request<Incoming>,
-    serve: impl FnOnce(WebSocketStream<TokioIo<Upgraded>>) -> F + Send + 'static,
-) -> Reply
+type Socket = WebSocketStream<TokioIo<Upgraded>>;
+
+/// Turns the connection into a WebSocket that `serve` answers (RFC 6455, 4.2).
+fn upgrade<F>(request: Request<Incoming>, serve: impl FnOnce(Socket) -> F + Send + 'static) -> Reply
 where
     F: Future<Output = ()> + Send,
 {

@@ -12,6 +12,7 @@ pub mod daemon;
 pub mod duration;
 pub mod egress;
 pub mod exec;
+pub mod files;
 pub mod folders;
 pub mod guest;
 pub mod guest_net;

@@ -12,6 +12,7 @@
 mod commands;
 mod completion;
 mod context;
+mod copy;
 mod daemon;
 mod exec;
 mod failure;

@@ -9,7 +9,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::{out, terminal};
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) enum Progress {
     Quiet,
     Plain,

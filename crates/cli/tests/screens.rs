@@ -461,6 +461,7 @@ Commands:
   exec     Run a command or a shell in a running VM
   jobs     Show a VM's jobs: the commands that `vm exec -d` has left in it
   attach   Be there for a job: see what it wrote and writes, and type for it
+  cp       Copy files and folders to and from a running VM
   list     List the VMs there are [alias: ls]
   show     Show everything there is to know of a VM, and what went wrong with it last
   set      Change VMs, at once if they run

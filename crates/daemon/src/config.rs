@@ -15,6 +15,8 @@ use banger_registry::settings::Settings;
 use banger_storage::Driver;
 use serde::Deserialize;
 
+use crate::file_sync::{self, FileSync};
+
 /// What the daemon goes by, from the file or from the host.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -42,6 +44,8 @@ pub struct Config {
     pub network: NetworkSettings,
     /// Where kernels are fetched by name; `None`: nowhere.
     pub catalog: Option<CatalogSettings>,
+    /// What every guest gets of the owner's files at its start.
+    pub file_sync: Vec<FileSync>,
     /// Where each default came from, for `doctor`.
     pub provenance: Vec<(&'static str, String)>,
 }
@@ -210,6 +214,7 @@ struct File {
     registry: Settings,
     network: NetworkFile,
     catalog: Option<CatalogFile>,
+    file_sync: Vec<file_sync::Entry>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -378,8 +383,10 @@ fn parse(text: &str, host: HostSize) -> Result<Config, Problem> {
                 .map_err(|e| invalid(format!("catalog.public_key: {e}")))?,
         })
     });
+    let file_sync = file.file_sync.into_iter().map(FileSync::parse).collect::<Result<_, _>>();
     Ok(Config {
         catalog: catalog.transpose()?,
+        file_sync: file_sync.map_err(|e| invalid(format!("file_sync.{e}")))?,
         registry: file.registry,
         image_limits,
         network,

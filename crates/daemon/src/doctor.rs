@@ -65,6 +65,7 @@ impl Daemon {
             findings.push(daemon.default_image());
             findings.push(daemon.default_kernel());
             findings.push(daemon.defaults());
+            findings.extend(daemon.file_sync_there());
             findings.push(daemon.vms_in_error());
             findings.push(daemon.strays_found());
             Report { findings }

@@ -16,6 +16,7 @@ pub mod doctor;
 pub mod doctor_system;
 pub mod egress;
 pub mod exposed;
+mod file_sync;
 mod firewalls;
 pub mod host_facts;
 pub mod ledger;

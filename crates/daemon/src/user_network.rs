@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use banger_api::vm::State;
 use banger_api::{Code, Egress, Problem};
 use banger_host::{Claim, command, user_network};
 use banger_store::VmRecord;

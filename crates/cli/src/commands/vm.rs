@@ -3,6 +3,7 @@
 mod attach;
 mod chosen;
 mod command;
+mod cp;
 mod create;
 mod delete;
 mod ending;
@@ -37,6 +38,7 @@ pub(crate) enum Verb {
     Exec(exec::Args),
     Jobs(jobs::Args),
     Attach(attach::Args),
+    Cp(cp::Args),
     #[command(visible_alias = "ls")]
     List(list::Args),
     Show(show::Args),
@@ -65,6 +67,7 @@ impl Verb {
             Verb::Exec(args) => exec::run(args, context).await,
             Verb::Jobs(args) => jobs::run(args, context).await,
             Verb::Attach(args) => attach::run(args, context).await,
+            Verb::Cp(args) => cp::run(args, context).await,
             Verb::List(args) => list::run(args, context).await,
             Verb::Show(args) => show::run(args, context).await,
             Verb::Set(args) => set::run(*args, context).await,

@@ -1,4 +1,4 @@
-//! Exec over HTTP: authenticate, find the agent, pass the WebSocket's handshake on, then only move bytes.
+//! Exec and files over HTTP: authenticate, find the agent, pass the WebSocket's handshake on, then only move bytes.
 
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -21,7 +21,15 @@ pub(super) async fn exec(
     splice(&daemon, &vm, "/v1/exec", request).await
 }
 
-/// Passes a WebSocket on to this path of the agent's.
+pub(super) async fn files(
+    State(daemon): App,
+    Found(vm): Found,
+    request: Request,
+) -> Result<Response, Failure> {
+    splice(&daemon, &vm, "/v1/files", request).await
+}
+
+/// Becomes the agent's WebSocket at that path.
 pub(super) async fn splice(
     daemon: &Daemon,
     vm: &VmRecord,

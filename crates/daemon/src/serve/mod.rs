@@ -78,6 +78,7 @@ fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/vms/{vm}/jobs", get(jobs::list).post(jobs::start))
         .route("/v1/vms/{vm}/jobs/{number}/signal", post(jobs::signal))
         .route("/v1/vms/{vm}/jobs/{number}/attach", get(jobs::attach))
+        .route("/v1/vms/{vm}/files", get(exec::files))
         .route("/v1/vms/{vm}/ports", get(ports::ports))
         .route("/v1/vms/{vm}/connect", get(ports::connect))
         .route("/v1/images", get(artifacts::images))

@@ -174,8 +174,14 @@ impl Daemon {
             _ = watched.ended() => return Err(ended(vm)),
             () = slot.ending() => return Err(cancelled(vm)),
         };
+        let channel = Channel::Mux(channel);
+        tokio::select! {
+            () = self.sync_files(vm, &channel, operation) => {}
+            _ = watched.ended() => return Err(ended(vm)),
+            () = slot.ending() => return Err(cancelled(vm)),
+        }
         operation.stage("finish", "recording that it runs");
-        self.is_ready(vm, slot, watched, Channel::Mux(channel), &ready).await
+        self.is_ready(vm, slot, watched, channel, &ready).await
     }
 
     /// A connection to a socket of the VM's VMM.
