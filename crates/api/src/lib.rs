@@ -23,6 +23,7 @@ pub mod ports;
 pub mod problem;
 pub mod size;
 pub mod vm;
+pub mod workspace;
 
 pub use egress::{Cidr, Egress};
 pub use folders::Folders;

@@ -21,7 +21,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("banger-agent", &["banger-api", "banger-forward"]),
     ("banger-api", &[]),
     ("banger-bare", &["banger-api"]),
-    ("banger-cli", &["banger-api", "banger-forward"]),
+    ("banger-cli", &["banger-api", "banger-forward", "banger-workspace"]),
     (
         "banger-daemon",
         &[
@@ -34,6 +34,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "banger-storage",
             "banger-store",
             "banger-vmm",
+            "banger-workspace",
         ],
     ),
     ("banger-dns", &[]),
@@ -48,6 +49,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("banger-store", &["banger-api", "banger-host"]),
     ("banger-testing", &["banger-api", "banger-host"]),
     ("banger-vmm", &["banger-api", "banger-host", "banger-storage"]),
+    ("banger-workspace", &["banger-api"]),
     ("xtask", &[]),
 ];
 
