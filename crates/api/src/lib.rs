@@ -5,6 +5,8 @@
 //! `install.rs`, which reads what root has said at an installation.
 
 pub mod bench;
+#[cfg(feature = "client")]
+pub mod captured;
 pub mod channel;
 #[cfg(feature = "client")]
 pub mod client;

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::image::Config;
 use crate::ports::{HostPort, PublishedPort};
+use crate::workspace::Workspace;
 use crate::{Egress, ImageName, KernelName, NetworkName, Problem, Size, VmId, VmName};
 
 /// Where a VM is in its life. Every state can be left by delete.
@@ -78,6 +79,9 @@ pub struct Vm {
     /// What it may reach beyond the host.
     #[serde(default)]
     pub egress: Egress,
+    /// The git repository that was brought into it.
+    #[serde(default)]
+    pub workspace: Option<Workspace>,
     /// Deleted when the session that made it ends.
     pub ephemeral: bool,
     pub created_at: Timestamp,
@@ -191,6 +195,13 @@ pub struct KillVm {
 }
 
 /// POST /v1/vms/prune: deletes every VM that does not run.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PruneVms {
+    /// Those too in whose workspace there is, or may be, work that nobody has exported.
+    pub force: bool,
+}
+
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Pruned {
     pub deleted: Vec<VmName>,

@@ -171,6 +171,7 @@ async fn default_vm(
         egress: Egress::None,
         published: Vec::new(),
         exposed: [].into(),
+        workspace: None,
     };
     let boot = Boot {
         image: image_file,

@@ -309,6 +309,7 @@ fn vm() -> VmRecord {
         egress: Egress::None,
         published: Vec::new(),
         exposed: [].into(),
+        workspace: None,
     }
 }
 

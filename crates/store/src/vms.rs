@@ -6,6 +6,7 @@ use std::net::Ipv4Addr;
 use banger_api::image::Config;
 use banger_api::ports::PublishedPort;
 use banger_api::vm::State;
+use banger_api::workspace::Workspace;
 use banger_api::{Egress, ImageName, KernelName, NetworkName, Problem, Size, VmId, VmName};
 use banger_host::{Claim, Life, Network};
 use jiff::Timestamp;
@@ -17,7 +18,7 @@ use crate::columns::{
 };
 use crate::error::StoreError;
 use crate::networks::by_number;
-use crate::published;
+use crate::{published, workspaces};
 
 /// A VM as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +59,8 @@ pub struct VmRecord {
     pub published: Vec<PublishedPort>,
     /// TCP ports of the host's loopback that it reaches while it runs.
     pub exposed: BTreeSet<u16>,
+    /// The repository that is in it, as it is read; recorded by [`Store::set_workspace`].
+    pub workspace: Option<Workspace>,
 }
 
 /// Where a VM is in a network.
@@ -79,7 +82,8 @@ pub struct RecordedClaim {
 
 const SELECT: &str =
     "SELECT *, (SELECT name FROM networks WHERE number = vms.network) AS network_name,
-     (SELECT json_group_array(port) FROM published WHERE vm = vms.id) AS published FROM vms";
+     (SELECT json_group_array(port) FROM published WHERE vm = vms.id) AS published,
+     (SELECT workspace FROM workspaces WHERE vm = vms.id) AS workspace, (SELECT work FROM workspaces WHERE vm = vms.id) AS work FROM vms";
 
 /// Why a VM cannot be recorded in its network.
 enum Misplaced {
@@ -203,6 +207,7 @@ impl Store {
                 "UPDATE vms SET state = ?2, vmm = ?3, boot_id = NULL, problem = NULL WHERE id = ?1",
                 params![id.as_str(), to_word(&State::Starting)?, vmm],
             )?;
+            workspaces::forget_work(t, id)?;
             insert_claims(t, id, claims)
         })
     }
@@ -407,6 +412,7 @@ fn vm(row: &Row<'_>) -> rusqlite::Result<VmRecord> {
         egress: text(row, "egress")?,
         published: published::of_row(row)?,
         exposed: json(row, "exposed")?,
+        workspace: workspaces::of_row(row)?,
         id: text(row, "id")?,
         name: text(row, "name")?,
         state: from_word(row, "state")?,

@@ -43,6 +43,7 @@ fn vm(name: &str) -> VmRecord {
         egress: Egress::None,
         published: Vec::new(),
         exposed: [].into(),
+        workspace: None,
     }
 }
 

@@ -301,6 +301,7 @@ fn vm(name: &str, state: vm::State) -> Vm {
         nat: false,
         published: Vec::new(),
         exposed: [].into(),
+        workspace: None,
         egress: Egress::None,
         ephemeral: false,
         created_at: jiff::Timestamp::now() - jiff::SignedDuration::from_hours(50),

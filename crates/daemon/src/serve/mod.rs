@@ -7,6 +7,7 @@ mod logs;
 mod networks;
 mod ports;
 mod vms;
+mod workspaces;
 
 use std::io;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use axum::serve::Listener;
 use axum::{Json, Router};
 use banger_api::daemon::DaemonInfo;
@@ -69,6 +70,7 @@ fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/vms/{vm}/logs", get(logs::logs))
         .route("/v1/vms/{vm}/refused", get(vms::refused))
         .route("/v1/vms/{vm}/exec", get(exec::exec))
+        .route("/v1/vms/{vm}/workspace", put(workspaces::put))
         .route("/v1/vms/{vm}/ports", get(ports::ports))
         .route("/v1/vms/{vm}/connect", get(ports::connect))
         .route("/v1/images", get(artifacts::images))
@@ -165,7 +167,7 @@ impl IntoResponse for Failure {
         let status = match self.0.code {
             Code::Invalid => StatusCode::BAD_REQUEST,
             Code::NotFound => StatusCode::NOT_FOUND,
-            Code::Conflict | Code::WrongState => StatusCode::CONFLICT,
+            Code::Conflict | Code::WrongState | Code::Unexported => StatusCode::CONFLICT,
             Code::NoSpace => StatusCode::INSUFFICIENT_STORAGE,
             Code::Timeout => StatusCode::GATEWAY_TIMEOUT,
             Code::Guest => StatusCode::BAD_GATEWAY,

@@ -250,6 +250,7 @@ impl Daemon {
                 egress: egress_of(request)?,
                 published: request.published.clone(),
                 exposed: request.exposed.clone(),
+                workspace: None,
             };
             let mark = self.mark(&vm.id);
             let claims = plan::record_claims(&vm, &mark, *driver, image_file, &self.places);

@@ -20,6 +20,7 @@ pub mod slot;
 pub mod start;
 pub mod stop;
 pub mod watch;
+pub mod work;
 
 use banger_api::vm::Vm;
 use banger_api::{Code, Egress, Problem, VmId, VmName};
@@ -49,6 +50,7 @@ pub fn shown(record: VmRecord) -> Vm {
         egress: record.egress,
         published: record.published,
         exposed: record.exposed,
+        workspace: record.workspace,
         ephemeral: record.ephemeral,
         created_at: record.created_at,
         started_at: record.started_at,
