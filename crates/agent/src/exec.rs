@@ -89,7 +89,7 @@ where
 }
 
 /// The last frame is out: waits until the client has it, which its own goodbye shows.
-async fn say_goodbye<S>(
+pub(crate) async fn say_goodbye<S>(
     mut sink: SplitSink<WebSocketStream<S>, Message>,
     mut frames: SplitStream<WebSocketStream<S>>,
 ) where

@@ -15,6 +15,7 @@ mod disks;
 mod entrypoint;
 mod exec;
 mod ext4;
+mod files;
 mod guest_port;
 #[cfg(test)]
 mod host;

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! GET  /v1/exec      WebSocket: a command, see exec.rs
+//! GET  /v1/files     WebSocket: files to and from the guest, see files.rs
 //! PUT  /v1/image     what the image says about its programs (JSON GuestImage); runs its program if asked to
 //! GET  /v1/init      what PID 1 is and how far, once it has started what it starts
 //! GET  /v1/connect   a stream to a port of the guest's, see guest_port.rs
@@ -33,7 +34,7 @@ use tokio_tungstenite::tungstenite::protocol::Role;
 
 use crate::entrypoint::{self, Entrypoint, EntrypointError};
 use crate::init::{Init, InitError};
-use crate::{cmdline, console, exec, guest_port, probe, shutdown, sockets};
+use crate::{cmdline, console, exec, files, guest_port, probe, shutdown, sockets};
 
 type Reply = Response<Full<Bytes>>;
 
@@ -125,7 +126,11 @@ where
 
 async fn answer(request: Request<Incoming>, guest: Arc<Guest>) -> Result<Reply, Infallible> {
     let reply = match (request.method(), request.uri().path()) {
-        (&Method::GET, "/v1/exec") => upgrade(request, guest.image()),
+        (&Method::GET, "/v1/exec") => {
+            let image = guest.image();
+            upgrade(request, |socket| async move { exec::serve(socket, &image).await })
+        }
+        (&Method::GET, "/v1/files") => upgrade(request, files::serve),
         (&Method::GET, "/v1/connect") => {
             match guest_port::upgrade(request, &guest.connections).await {
                 Ok(reply) => reply,
@@ -204,8 +209,13 @@ fn uptime_ms() -> u64 {
     u64::try_from(ms).unwrap_or_default()
 }
 
-/// Turns the connection into a WebSocket that carries an exec (RFC 6455, 4.2).
-fn upgrade(request: Request<Incoming>, image: Arc<Config>) -> Reply {
+type Socket = WebSocketStream<TokioIo<hyper::upgrade::Upgraded>>;
+
+/// Turns the connection into a WebSocket that `serve` answers (RFC 6455, 4.2).
+fn upgrade<F>(request: Request<Incoming>, serve: impl FnOnce(Socket) -> F + Send + 'static) -> Reply
+where
+    F: Future<Output = ()> + Send,
+{
     let headers = request.headers();
     let wants_websocket = headers
         .get(UPGRADE)
@@ -216,17 +226,16 @@ fn upgrade(request: Request<Incoming>, image: Arc<Config>) -> Reply {
     else {
         return json(
             StatusCode::BAD_REQUEST,
-            &Problem::new(Code::Invalid, "/v1/exec is a WebSocket"),
+            &Problem::new(Code::Invalid, format!("{} is a WebSocket", request.uri().path())),
         );
     };
     drop(tokio::spawn(async move {
         // An upgrade that fails is a connection that has ended.
         if let Ok(upgraded) = hyper::upgrade::on(request).await {
             let stream = TokioIo::new(upgraded);
-            exec::serve(
+            serve(
                 WebSocketStream::from_raw_socket(stream, Role::Server, Some(websocket_config()))
                     .await,
-                &image,
             )
             .await;
         }

@@ -169,7 +169,7 @@ impl FromAgent {
     }
 }
 
-fn split(message: &Bytes) -> Result<(u8, Bytes), FrameError> {
+pub(crate) fn split(message: &Bytes) -> Result<(u8, Bytes), FrameError> {
     let tag = *message.first().ok_or(FrameError::Empty)?;
     let content = message.slice(1..);
     if content.len() > MAX_CONTENT {
@@ -178,14 +178,14 @@ fn split(message: &Bytes) -> Result<(u8, Bytes), FrameError> {
     Ok((tag, content))
 }
 
-fn tagged(tag: u8, content: &[u8]) -> Bytes {
+pub(crate) fn tagged(tag: u8, content: &[u8]) -> Bytes {
     let mut frame = BytesMut::with_capacity(1 + content.len());
     frame.put_u8(tag);
     frame.put_slice(content);
     frame.freeze()
 }
 
-fn json<T: Serialize>(tag: u8, value: &T) -> Bytes {
+pub(crate) fn json<T: Serialize>(tag: u8, value: &T) -> Bytes {
     tagged(
         tag,
         &serde_json::to_vec(value).expect("frames are plain data, which always has a JSON form"),

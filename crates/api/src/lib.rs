@@ -13,6 +13,7 @@ pub mod client;
 pub mod daemon;
 pub mod egress;
 pub mod exec;
+pub mod files;
 pub mod folders;
 pub mod guest_net;
 pub mod ids;

@@ -76,10 +76,11 @@ pub async fn init(channel: &Channel, deadline: Duration) -> Result<InitState, Pr
 /// When the agent does not answer.
 pub async fn upgrade(
     channel: &Channel,
+    path: &str,
     headers: &http::HeaderMap,
 ) -> Result<http::Response<Incoming>, Problem> {
     let mut builder =
-        Request::builder().method(Method::GET).uri("/v1/exec").header(http::header::HOST, "agent");
+        Request::builder().method(Method::GET).uri(path).header(http::header::HOST, "agent");
     let passed = [
         http::header::CONNECTION,
         http::header::UPGRADE,

@@ -16,17 +16,18 @@ use super::{Finding, Tree};
 ///           helper ─┘└──────► api ◄────────┴──────┴──────┘
 /// ```
 /// Planners (vmm, storage) know the host's claims, not its `Host`; image, dns and forward know nobody; cli and agent know the wire only
-/// (and, as the daemon does, forward).
+/// (and, as the daemon does, files and forward).
 const EDGES: &[(&str, &[&str])] = &[
-    ("banger-agent", &["banger-api", "banger-forward"]),
+    ("banger-agent", &["banger-api", "banger-files", "banger-forward"]),
     ("banger-api", &[]),
     ("banger-bare", &["banger-api"]),
-    ("banger-cli", &["banger-api", "banger-forward", "banger-workspace"]),
+    ("banger-cli", &["banger-api", "banger-files", "banger-forward", "banger-workspace"]),
     (
         "banger-daemon",
         &[
             "banger-api",
             "banger-dns",
+            "banger-files",
             "banger-forward",
             "banger-host",
             "banger-image",
@@ -40,6 +41,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("banger-dns", &[]),
     ("banger-e2e", &["banger-api"]),
     ("banger-ext4", &[]),
+    ("banger-files", &["banger-api"]),
     ("banger-forward", &[]),
     ("banger-helper", &["banger-api", "banger-host"]),
     ("banger-host", &["banger-api"]),

@@ -1,10 +1,11 @@
-//! Exec over HTTP: authenticate, find the agent, pass the WebSocket's handshake on, then only move bytes.
+//! Exec and files over HTTP: authenticate, find the agent, pass the WebSocket's handshake on, then only move bytes.
 
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use banger_api::{Code, Problem};
+use banger_vmm::Channel;
 use http_body_util::BodyExt;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional_with_sizes};
@@ -16,17 +17,35 @@ pub(super) async fn exec(
     State(daemon): App,
     Found(vm): Found,
     headers: HeaderMap,
+    request: Request,
+) -> Result<Response, Failure> {
+    splice(&daemon.channel(&vm).await?, "/v1/exec", &headers, request).await
+}
+
+pub(super) async fn files(
+    State(daemon): App,
+    Found(vm): Found,
+    headers: HeaderMap,
+    request: Request,
+) -> Result<Response, Failure> {
+    splice(&daemon.channel(&vm).await?, "/v1/files", &headers, request).await
+}
+
+/// Becomes the agent's WebSocket at that path.
+async fn splice(
+    channel: &Channel,
+    path: &str,
+    headers: &HeaderMap,
     mut request: Request,
 ) -> Result<Response, Failure> {
-    let channel = daemon.channel(&vm).await?;
     let from_client = hyper::upgrade::on(&mut request);
-    let answer = agent::upgrade(&channel, &headers).await?;
+    let answer = agent::upgrade(channel, path, headers).await?;
     if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
         let status = answer.status();
         let said =
             answer.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
         let problem =
-            Problem::new(Code::Guest, format!("the guest's agent refused the exec with {status}"))
+            Problem::new(Code::Guest, format!("the guest's agent refused {path} with {status}"))
                 .because(String::from_utf8_lossy(&said).into_owned());
         return Err(Failure(problem));
     }

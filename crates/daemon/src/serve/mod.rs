@@ -70,6 +70,7 @@ fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/vms/{vm}/logs", get(logs::logs))
         .route("/v1/vms/{vm}/refused", get(vms::refused))
         .route("/v1/vms/{vm}/exec", get(exec::exec))
+        .route("/v1/vms/{vm}/files", get(exec::files))
         .route("/v1/vms/{vm}/workspace", put(workspaces::put))
         .route("/v1/vms/{vm}/ports", get(ports::ports))
         .route("/v1/vms/{vm}/connect", get(ports::connect))
