@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 pub struct Workspace {
     /// Where it came from: the folder of its working tree on the host, absolute.
     pub host_path: String,
+    /// The commit that was checked out there when it was brought.
+    pub host_head: String,
     /// Where it is in the guest, absolute.
     pub guest_path: String,
     /// When it was brought there last.

@@ -16,9 +16,11 @@ mod history;
 mod plan;
 mod receive;
 mod repo;
+mod scratch;
 mod send;
 
 pub use plan::{Choice, File, Plan};
 pub use receive::{Branch, receive};
 pub use repo::Repo;
+pub use scratch::scratch;
 pub use send::Sent;

@@ -14,6 +14,7 @@ use tar::{Builder, EntryType, Header};
 
 use crate::folder;
 use crate::plan::{Content, Plan};
+use crate::scratch::scratch;
 
 /// What was sent.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -29,17 +30,12 @@ impl Plan {
     /// # Errors
     /// When the repository cannot be read, a file changed under our hands, or `out` takes no more.
     pub fn send(&self, out: impl Write) -> Result<Sent, Problem> {
-        let folder = std::env::var_os("TMPDIR").map_or_else(|| "/var/tmp".into(), PathBuf::from);
-        let scratch = tempfile::Builder::new().prefix("banger-").tempdir_in(&folder);
-        let scratch = scratch.map_err(|error| {
-            let message = format!("cannot make a folder in {}", folder.display());
-            Problem::new(Code::Internal, message).cause(&error)
-        })?;
+        let scratch = scratch()?;
         let sent = self.send_by(out, scratch.path());
         let cleared = scratch.close();
         let sent = sent?;
         cleared.map_err(|error| {
-            Problem::new(Code::Internal, format!("cannot clear {}", folder.display())).cause(&error)
+            Problem::new(Code::Internal, "cannot clear the folder of the copy").cause(&error)
         })?;
         Ok(sent)
     }

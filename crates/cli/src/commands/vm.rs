@@ -1,5 +1,6 @@
 //! `banger vm …`
 
+mod carry;
 mod command;
 mod create;
 mod delete;
@@ -18,6 +19,7 @@ mod show;
 mod spec;
 mod start;
 mod stop;
+mod workspace;
 
 use clap::Subcommand;
 
@@ -43,6 +45,9 @@ pub(crate) enum Verb {
     Logs(logs::Args),
     Ports(ports::Args),
     Forward(forward::Args),
+    /// Git repositories in VMs: bring them there, and what was done there back
+    #[command(subcommand)]
+    Workspace(workspace::Verb),
 }
 
 impl Verb {
@@ -63,6 +68,7 @@ impl Verb {
             Verb::Logs(args) => logs::run(args, context).await,
             Verb::Ports(args) => ports::run(args, context).await,
             Verb::Forward(args) => forward::run(args, context).await,
+            Verb::Workspace(verb) => verb.run(context).await,
         }
     }
 }
