@@ -41,7 +41,10 @@ fn repo(world: &World) -> PathBuf {
     let repo = world.home().join("project");
     new_repo(world, &repo);
     let files = [
-        ("Makefile.sh", "#!/bin/sh\nset -e\ntest \"$(cat modified)\" = new\ntest -x Makefile.sh\ntest -L link\ntest ! -e untracked\ncat libs/inner/value\n"),
+        (
+            "Makefile.sh",
+            "#!/bin/sh\nset -e\ntest \"$(cat modified)\" = new\ntest -x Makefile.sh\ntest -L link\ntest ! -e untracked\ncat libs/inner/value\n",
+        ),
         ("modified", "old\n"),
         ("staged", "old\n"),
         ("renamed from", "what is renamed\n"),
@@ -103,13 +106,32 @@ fn a_repository_is_worked_on_in_a_vm_and_comes_back_as_a_branch_and_as_a_patch()
         assert!(world.vms().is_empty());
 
         let run = world.banger([
-            "vm", "run", project, "--name", "web", "--image", SYSTEMD, "--memory", "512M", "--", "./Makefile.sh",
+            "vm",
+            "run",
+            project,
+            "--name",
+            "web",
+            "--image",
+            SYSTEMD,
+            "--memory",
+            "512M",
+            "--",
+            "./Makefile.sh",
         ]);
         run.succeeds().prints_only("2\n").complains("1 untracked file stays here");
         assert_eq!(changed(&before, &repo), Vec::<PathBuf>::new());
         let status = world.banger(["vm", "workspace", "status", "web", "--format", "json"]).json();
         assert_eq!(status["unexported"]["state"], "none", "{status}");
-        let there = world.banger(["vm", "exec", "web", "--", "git", "status", "--porcelain=v2", "--branch"]);
+        let there = world.banger([
+            "vm",
+            "exec",
+            "web",
+            "--",
+            "git",
+            "status",
+            "--porcelain=v2",
+            "--branch",
+        ]);
         let here = git(world, &repo, &["status", "--porcelain=v2", "--branch"]);
         let known: Vec<&str> = here.lines().filter(|line| !line.starts_with('?')).collect();
         there.succeeds().prints_only(&format!("{}\n", known.join("\n")));
@@ -120,7 +142,10 @@ fn a_repository_is_worked_on_in_a_vm_and_comes_back_as_a_branch_and_as_a_patch()
         let tip = world.banger(["vm", "exec", "web", "--", "sh", "-c", script]).succeeds().text();
         let refused = world.banger(["vm", "delete", "web"]);
         refused.exits(1).complains("work that nobody has exported: 1 commit and changes");
-        world.banger(["vm", "workspace", "prepare", "web"]).exits(1).complains("not exported");
+        world
+            .banger(["vm", "workspace", "prepare", "web"])
+            .exits(1)
+            .complains("work that nobody has exported");
 
         world.banger(["vm", "workspace", "export", "web", "--branch", "from-web"]).succeeds();
         assert_eq!(git(world, &repo, &["rev-parse", "from-web"]), tip);
@@ -134,18 +159,31 @@ fn a_repository_is_worked_on_in_a_vm_and_comes_back_as_a_branch_and_as_a_patch()
                 || path.starts_with(".git/logs/refs/heads")
         };
         assert!(touched.iter().all(|path| is_the_branch(&path)), "{touched:?}");
-        world.banger(["vm", "workspace", "export", "web", "--branch", "from-web"]).exits(1).complains("has a branch");
-        world.banger(["vm", "workspace", "export", "web", "--branch", "main", "--force"]).exits(1).complains("is checked out");
+        world
+            .banger(["vm", "workspace", "export", "web", "--branch", "from-web"])
+            .exits(1)
+            .complains("has a branch");
+        world
+            .banger(["vm", "workspace", "export", "web", "--branch", "main", "--force"])
+            .exits(1)
+            .complains("is checked out");
         world.banger(["vm", "delete", "web"]).exits(1).complains("changes that are not committed");
 
         let patch = world.home().join("web.patch");
         let patch = patch.to_str().unwrap();
-        let told = world.banger(["vm", "workspace", "export", "web", "-o", patch, "--format", "json"]).succeeds().json();
+        let told = world
+            .banger(["vm", "workspace", "export", "web", "-o", patch, "--format", "json"])
+            .succeeds()
+            .json();
         let clean = world.home().join("clean");
-        git(world, &repo, &["worktree", "add", "--quiet", "--detach", clean.to_str().unwrap(), "main"]);
+        git(
+            world,
+            &repo,
+            &["worktree", "add", "--quiet", "--detach", clean.to_str().unwrap(), "main"],
+        );
         git(world, &clean, &["apply", "--index", "--binary", patch]);
         assert_eq!(git(world, &clean, &["write-tree"]).trim(), told["tree"].as_str().unwrap());
-        let diff = world.banger(["vm", "workspace", "diff", "web"]).succeeds().stdout;
+        let diff = world.banger(["vm", "workspace", "diff", "web"]).succeeds().stdout.clone();
         assert_eq!(diff, fs::read(patch).unwrap());
 
         // Now all is known, and stays so when it is stopped and nobody can be asked.
@@ -164,7 +202,8 @@ fn a_large_history_stays_at_home_and_the_host_that_moves_on_is_followed() {
         let random = fs::File::open("/dev/urandom").unwrap();
         for number in 0..40 {
             let mut content = Vec::new();
-            std::io::Read::read_to_end(&mut std::io::Read::take(&random, 1 << 20), &mut content).unwrap();
+            std::io::Read::read_to_end(&mut std::io::Read::take(&random, 1 << 20), &mut content)
+                .unwrap();
             fs::write(repo.join("blob"), content).unwrap();
             fs::write(repo.join("number"), format!("{number}\n")).unwrap();
             commit_all(world, &repo, "more");
@@ -173,22 +212,47 @@ fn a_large_history_stays_at_home_and_the_host_that_moves_on_is_followed() {
         let project = repo.to_str().unwrap();
         let prepared = world.banger(["vm", "workspace", "prepare", "web", project]);
         prepared.succeeds().prints_only("web: /root/repo\n");
-        let counted = world.banger(["vm", "exec", "web", "--", "git", "rev-list", "--count", "HEAD"]);
+        let counted =
+            world.banger(["vm", "exec", "web", "--", "git", "rev-list", "--count", "HEAD"]);
         counted.succeeds().prints_only("10\n");
         let size = world.banger(["vm", "exec", "web", "--", "du", "-sm", ".git"]).succeeds().text();
         let size: u64 = size.split('\t').next().unwrap().parse().unwrap();
         assert!((10..14).contains(&size), "{size} MiB");
 
-        world.banger(["vm", "exec", "web", "--", "sh", "-c", "echo '*.o' > .git/info/exclude; echo x > built.o"]).succeeds();
+        world
+            .banger([
+                "vm",
+                "exec",
+                "web",
+                "--",
+                "sh",
+                "-c",
+                "echo '*.o' > .git/info/exclude; echo x > built.o",
+            ])
+            .succeeds();
         fs::write(repo.join("number"), "moved on\n").unwrap();
         git(world, &repo, &["commit", "--quiet", "--all", "-m", "moved on"]);
-        world.banger(["vm", "exec", "web", "--", "cat", "number"]).prints("39").complains("prepare web");
-        let followed = world.banger(["vm", "exec", "--auto-prepare", "web", "--", "cat", "number", "built.o"]);
+        world
+            .banger(["vm", "exec", "web", "--", "cat", "number"])
+            .prints("39")
+            .complains("prepare web");
+        let followed =
+            world.banger(["vm", "exec", "--auto-prepare", "web", "--", "cat", "number", "built.o"]);
         followed.succeeds().prints_only("moved on\nx\n");
 
         // A guest that was not asked may have work.
         world.banger(["vm", "kill", "web"]).succeeds();
-        world.banger(["vm", "delete", "web"]).exits(1).complains("may have work that nobody has exported");
-        world.banger(["vm", "delete", "--force", "web"]).succeeds();
+        world
+            .banger(["vm", "delete", "web"])
+            .exits(1)
+            .complains("may have work that nobody has exported");
+        for (answer, status) in [("n\n", 1), ("y\n", 0)] {
+            let mut question = world.terminal(&["vm", "delete", "web"], 24, 80);
+            question.shows("may have work that nobody has exported");
+            question.shows("go on?");
+            question.types(answer);
+            assert_eq!(question.ends(), Some(status));
+        }
+        assert!(world.vms().is_empty());
     });
 }
