@@ -8,6 +8,7 @@ use banger_api::captured::{self, Captured};
 use banger_api::client::Client;
 use banger_api::exec::Word;
 use banger_api::files::{Copied, Owner, Write};
+use banger_api::operation::Event;
 use banger_api::vm::Vm;
 use banger_api::workspace::{Repo, Work, Workspace};
 use banger_api::{Code, Problem, Size};
@@ -110,6 +111,16 @@ impl<'a> Guest<'a> {
         Ok(all)
     }
 
+    /// Has the guest's git look at what was brought. Where there is none, not even a shell, nothing is known of later work.
+    async fn know(&self, at: &str, repos: &mut [Repo]) -> Result<(), Problem> {
+        let folders = repos.iter().map(|repo| guest::folder(at, repo)).collect();
+        self.run(&guest::refresh(folders), None, |_| Ok(())).await?;
+        for repo in repos {
+            repo.known_trees.extend(self.state(at, repo).await?.map(|state| state.tree));
+        }
+        Ok(())
+    }
+
     /// Records what was brought or taken.
     pub(crate) async fn record(&self, workspace: &Workspace) -> Result<Vm, Problem> {
         self.client.json(Method::PUT, &self.path("workspace"), Some(workspace)).await
@@ -138,7 +149,9 @@ impl<'a> Guest<'a> {
             resume: 0,
         };
         let socket = self.client.websocket(&self.path("files")).await?;
-        let line = context.progress.line(None);
+        let mut line = context.progress.line(None);
+        let text = format!("bringing {top} to {at}");
+        line.show(&Event::Stage { name: "workspace".to_owned(), text });
         let stop = CancellationToken::new();
         let sent = banger_files::write(socket, write, &stop, pack).await;
         line.end();
@@ -149,10 +162,9 @@ impl<'a> Guest<'a> {
             Problem { remedy: problem.remedy, ..refused }
         })?;
         let mut repos: Vec<Repo> = plan.all().into_iter().map(recorded).collect();
-        let folders = repos.iter().map(|repo| guest::folder(at, repo)).collect();
-        self.run(&guest::refresh(folders), None, |_| Ok(())).await?;
-        for repo in &mut repos {
-            repo.known_trees.extend(self.state(at, repo).await?.map(|state| state.tree));
+        if let Err(problem) = self.know(at, &mut repos).await {
+            context
+                .hint(&format!("git in {} cannot be asked what is there: {problem}", self.vm.name));
         }
         let workspace = Workspace {
             host_path: top.clone(),

@@ -2,7 +2,7 @@
 
 use banger_api::VmId;
 use banger_api::workspace::{Work, Workspace};
-use rusqlite::{OptionalExtension, Row, Transaction, params};
+use rusqlite::{Row, Transaction, params};
 
 use crate::Store;
 use crate::columns::{optional_json, to_json};
@@ -29,17 +29,6 @@ impl Store {
         self.transaction("record what is in the workspace", |t| {
             let sql = "UPDATE workspaces SET work = ?2 WHERE vm = ?1";
             t.execute(sql, params![id.as_str(), to_json(&work)?]).map(drop)
-        })
-    }
-
-    /// A VM's workspace, if it has one.
-    ///
-    /// # Errors
-    /// When the database cannot be read.
-    pub fn workspace(&self, id: &VmId) -> Result<Option<Workspace>, StoreError> {
-        self.read("read the workspace", |c| {
-            let sql = "SELECT workspace, work FROM workspaces WHERE vm = ?1";
-            c.prepare_cached(sql)?.query_row([id.as_str()], of_row).optional().map(Option::flatten)
         })
     }
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use banger_api::ports::PublishedPort;
 use banger_api::vm::State;
+use banger_api::workspace::{Work, Workspace};
 use banger_api::{Code, Egress, ImageName, KernelName, NetworkName, Problem, Size, VmId, VmName};
 use banger_host::{Claim, Installation, Mark, Nat, Network};
 use banger_store::{Deleted, Store, StoreError, VmRecord};
@@ -381,4 +382,34 @@ fn a_database_of_before_lists_keeps_who_was_let_out_and_a_list_stays_as_it_was_w
     let id = store.vms().unwrap()[0].id.clone();
     store.set_egress(&id, &list, None).unwrap();
     assert_eq!(found(), [list, Egress::All]);
+}
+
+#[test]
+fn a_vm_remembers_its_workspace_and_a_start_forgets_what_was_known_of_the_work_in_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    let one = vm("one");
+    store.insert_vm(&one, None, &[]).unwrap();
+    let of = || store.vm(&one.id).unwrap().unwrap().workspace;
+    assert_eq!(of(), None);
+    store.set_work(&one.id, Work::None).unwrap();
+    assert_eq!(of(), None);
+    let workspace = Workspace {
+        host_path: "/srv/one".into(),
+        host_head: "a".repeat(40),
+        guest_path: "/root/repo".into(),
+        prepared_at: Timestamp::now(),
+        repos: Vec::new(),
+        work: Work::Unknown,
+    };
+    store.set_workspace(&one.id, &workspace).unwrap();
+    assert_eq!(of().unwrap(), workspace);
+    let some = Work::Some { commits: 2, changed: true };
+    store.set_work(&one.id, some).unwrap();
+    assert_eq!(of().unwrap().work, some);
+    assert_eq!(store.vms().unwrap()[0].workspace, of());
+    store.begin_start(&one.id, "qemu (tcg)", &[]).unwrap();
+    assert_eq!(of().unwrap().work, Work::Unknown);
+    store.delete_vm(&one.id).unwrap();
+    assert!(store.vms().unwrap().is_empty());
 }

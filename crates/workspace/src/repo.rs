@@ -51,10 +51,14 @@ impl Repo {
             "--git-common-dir",
             "--show-object-format",
         ]);
-        let answer = asked.map_err(|problem| match problem.code {
-            Code::Missing => problem,
-            _ => Problem { causes: problem.causes, ..refuse("") }
-                .remedy("`git init` makes one; without a PATH the VM has none"),
+        let answer = asked.map_err(|problem| {
+            if problem.code == Code::Missing {
+                return problem;
+            }
+            let is_none = problem.causes.iter().any(|cause| cause.contains("not a git repository"));
+            let refused = Problem { causes: problem.causes, ..refuse("") };
+            // Where it is one that git does not trust, git has said what to do.
+            if is_none { refused.remedy("`git init` makes one") } else { refused }
         })?;
         let lines: Vec<&[u8]> = answer.split(|&byte| byte == b'\n').collect();
         let &[top, own, common, format, b""] = lines.as_slice() else {

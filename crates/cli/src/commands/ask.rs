@@ -30,10 +30,9 @@ pub(crate) fn can_be_asked() -> bool {
 /// When the answer cannot be read.
 pub(crate) async fn agreed_meanwhile(context: &Context, what: &str) -> Result<bool, Failure> {
     let (tell, answer) = oneshot::channel();
-    let what = what.to_owned();
-    context.progress.suspend(|| out::stderr("\n"));
+    context.progress.suspend(|| out::stderr(&format!("{what}\n")));
     // It may stay in read(2) until the process ends, which does not wait for it.
-    let ask = move || drop(tell.send(agreed(&what)));
+    let ask = move || drop(tell.send(answered()));
     std::thread::Builder::new()
         .name("question".to_owned())
         .spawn(ask)
@@ -46,7 +45,12 @@ pub(crate) async fn agreed_meanwhile(context: &Context, what: &str) -> Result<bo
 /// # Errors
 /// When the answer cannot be read.
 pub(crate) fn agreed(what: &str) -> Result<bool, Failure> {
-    out::stderr(&format!("{what}\ngo on? [y/N] "));
+    out::stderr(&format!("{what}\n"));
+    answered()
+}
+
+fn answered() -> Result<bool, Failure> {
+    out::stderr("go on? [y/N] ");
     let mut answer = String::new();
     std::io::stdin()
         .lock()

@@ -28,7 +28,7 @@ use crate::failure::Failure;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
-    Run(run::Args),
+    Run(Box<run::Args>),
     Exec(exec::Args),
     #[command(visible_alias = "ls")]
     List(list::Args),
@@ -53,7 +53,7 @@ pub(crate) enum Verb {
 impl Verb {
     pub(crate) async fn run(self, context: &Context) -> Result<u8, Failure> {
         match self {
-            Verb::Run(args) => run::run(args, context).await,
+            Verb::Run(args) => run::run(*args, context).await,
             Verb::Exec(args) => exec::run(args, context).await,
             Verb::List(_) => list::run(context).await,
             Verb::Show(args) => show::run(args, context).await,

@@ -43,7 +43,9 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
         match delete(args.force).await {
             Err(found) if found.code == Code::Unexported && ask::can_be_asked() => {
                 let _turn = asking.lock().await;
-                if !ask::agreed_meanwhile(context, &found.message).await? {
+                if !ask::agreed_meanwhile(context, &format!("{}; this drops it", found.message))
+                    .await?
+                {
                     context.hint(&format!("{target} is kept"));
                     return Err(found.into());
                 }

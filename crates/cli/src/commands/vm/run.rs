@@ -97,10 +97,14 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
         carry::show(context, plan)?;
         return Ok(DONE);
     }
+    if rm && plan.is_some() {
+        context
+            .hint("--rm drops what is done in the repository there, unless it is exported before");
+    }
     let client = context.client().await?;
     let request = spec.request(true, rm, detach);
     let mut lease = Work::begin(&client, Method::POST, "/v1/vms", Some(&request)).await?;
-    let vm = boot(context, &client, &mut lease, &mut signals, rm).await?;
+    let mut vm = boot(context, &client, &mut lease, &mut signals, rm).await?;
 
     if let Some(Wait::Init) = wait {
         let waiting = wait_for_init(context, &client, &vm);
@@ -112,16 +116,17 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
     let mut flags = flags;
     let has_repository = plan.is_some();
     if let Some(plan) = plan {
-        if rm {
-            context.hint(
-                "--rm drops what is done in the repository there, unless it is exported before",
-            );
-        }
         let guest = Guest::of(&client, &vm);
         let bringing = async { Ok(guest.bring(context, plan, carry.place()).await?) };
         match signals.unless(bringing).await {
-            Ok(workspace) => flags = in_workspace(flags, &vm, &workspace),
+            Ok(workspace) => {
+                flags = in_workspace(flags, &vm, &workspace);
+                vm.workspace = Some(workspace);
+            }
             Err(failure) => {
+                if !rm {
+                    context.hint(&format!("{} still runs, without the repository", vm.name));
+                }
                 return leave(context, &client, &vm, rm, &mut signals, Err(failure)).await;
             }
         }
