@@ -5,6 +5,8 @@
 //! `install.rs`, which reads what root has said at an installation.
 
 pub mod bench;
+#[cfg(feature = "client")]
+pub mod captured;
 pub mod channel;
 #[cfg(feature = "client")]
 pub mod client;
@@ -30,6 +32,7 @@ pub mod size;
 pub mod stats;
 pub mod until;
 pub mod vm;
+pub mod workspace;
 
 pub use egress::{Cidr, Egress};
 pub use folders::Folders;

@@ -17,6 +17,8 @@ pub enum Code {
     NotFound,
     /// The name is taken, or the thing is in use.
     Conflict,
+    /// Work in a VM's workspace would be lost that nobody has exported; force says that it may.
+    Unexported,
     /// The thing is not in a state that allows this.
     WrongState,
     /// The host lacks something: a program, a device, a permission.

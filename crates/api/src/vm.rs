@@ -12,6 +12,7 @@ use crate::image::Config;
 use crate::labels::Labels;
 use crate::ports::{HostPort, PublishedPort};
 use crate::until::Until;
+use crate::workspace::Workspace;
 use crate::{Egress, ImageName, KernelName, NetworkName, Problem, Size, VmId, VmName};
 
 /// Where a VM is in its life. Every state can be left by delete.
@@ -101,6 +102,9 @@ pub struct Vm {
     /// How long it runs without a command in it and a connection by its ports, before it is stopped.
     #[serde(default)]
     pub auto_stop: Until,
+    /// The git repository that was brought into it.
+    #[serde(default)]
+    pub workspace: Option<Workspace>,
     /// Deleted when the session that made it ends.
     pub ephemeral: bool,
     pub created_at: Timestamp,
@@ -241,6 +245,13 @@ pub struct KillVm {
 }
 
 /// POST /v1/vms/prune: deletes every VM that does not run.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PruneVms {
+    /// Those too in whose workspace there is, or may be, work that nobody has exported.
+    pub force: bool,
+}
+
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Pruned {
     pub deleted: Vec<VmName>,

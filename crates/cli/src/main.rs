@@ -27,6 +27,7 @@ mod signals;
 mod system;
 mod table;
 mod terminal;
+mod workspace;
 
 use std::process::ExitCode;
 

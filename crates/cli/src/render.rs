@@ -59,7 +59,7 @@ pub(crate) fn outcome<T: Shown>(
 
 impl Shown for Vm {
     const HEADINGS: &'static [&'static str] =
-        &["NAME", "STATE", "ADDRESS", "IMAGE", "CPU", "MEM", "DISK", "AGE"];
+        &["NAME", "STATE", "ADDRESS", "IMAGE", "CPU", "MEM", "DISK", "WORKSPACE", "AGE"];
 
     fn name(&self) -> &str {
         self.name.as_str()
@@ -74,6 +74,7 @@ impl Shown for Vm {
             self.cpus.to_string(),
             self.memory_bytes.to_string(),
             self.disk_bytes.to_string(),
+            workspace_name(self),
             match self.expires_at {
                 None => age(self.created_at, now),
                 Some(at) => format!("{} ({} left)", age(self.created_at, now), age(now, at)),
@@ -107,6 +108,16 @@ impl Shown for Vm {
             let all = self.exposed.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
             fields.push(("exposed", format!("{all} of the host, at host.banger.internal")));
         }
+        if let Some(workspace) = &self.workspace {
+            fields.push((
+                "workspace",
+                format!("{} at {}", workspace.host_path, workspace.guest_path),
+            ));
+            fields.push(("brought", moment(workspace.prepared_at, now)));
+            if !self.state.is_up() {
+                fields.push(("unexported", workspace.work.to_string()));
+            }
+        }
         if !self.labels.is_empty() {
             fields.push(("labels", labels::shown(&self.labels)));
         }
@@ -131,6 +142,13 @@ impl Shown for Vm {
         }
         fields
     }
+}
+
+/// The folder that the repository in it came from.
+fn workspace_name(vm: &Vm) -> String {
+    let path = vm.workspace.as_ref().map(|workspace| workspace.host_path.trim_end_matches('/'));
+    let name = path.and_then(|path| path.rsplit('/').next());
+    name.unwrap_or("-").to_owned()
 }
 
 /// The published ports, if there are any: `127.0.0.1:8080:80, 127.0.0.1:5353:53/udp`.

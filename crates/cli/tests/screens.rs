@@ -96,6 +96,23 @@ try: `banger vm start db`
 }
 
 #[test]
+fn what_is_no_repository_is_refused_before_anything_is_asked_or_made() {
+    let world = World::with_daemon();
+    let nowhere = world.home().to_str().unwrap();
+    for words in [
+        &["vm", "run", nowhere, "--", "true"][..],
+        &["vm", "run", nowhere, "--dry-run"],
+        &["vm", "run", "--include-untracked", "--", "true"],
+    ] {
+        let refused = world.banger(words).output().unwrap();
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert_eq!(refused.status.code(), Some(125), "{said}");
+        assert!(said.contains("repository"), "{said}");
+        assert!(world.requests().is_empty());
+    }
+}
+
+#[test]
 fn what_a_vm_was_refused_is_a_line_each() {
     World::with_daemon().banger(&["vm", "logs", "--network", "web"]).assert().code(0).stdout_eq(
         str![[r#"
@@ -262,7 +279,7 @@ fn run_refuses_what_does_not_go_together_before_anything_is_made() {
     world.banger(&["vm", "run", "-d", "--rm"]).assert().code(125).stderr_eq(str![[r#"
 error: the argument '--detach' cannot be used with '--rm'
 
-Usage: banger vm run --detach [-- <CMD>...]
+Usage: banger vm run --detach [PATH] [-- <CMD>...]
 
 For more information, try '--help'.
 
@@ -270,7 +287,7 @@ For more information, try '--help'.
     world.banger(&["vm", "run", "-d", "--", "true"]).assert().code(125).stderr_eq(str![[r#"
 error: the argument '--detach' cannot be used with '[CMD]...'
 
-Usage: banger vm run --detach [-- <CMD>...]
+Usage: banger vm run --detach [PATH] [-- <CMD>...]
 
 For more information, try '--help'.
 
@@ -457,28 +474,41 @@ Make VMs, run commands in them, look at them, delete them
 Usage: banger vm [OPTIONS] <COMMAND>
 
 Commands:
-  run      Make a VM, start it, and run a command or a shell in it
-  exec     Run a command or a shell in a running VM
-  jobs     Show a VM's jobs: the commands that `vm exec -d` has left in it
-  attach   Be there for a job: see what it wrote and writes, and type for it
-  cp       Copy files and folders to and from a running VM
-  list     List the VMs there are [alias: ls]
-  show     Show everything there is to know of a VM, and what went wrong with it last
-  set      Change VMs, at once if they run
-  rename   Give a VM another name, running or not
-  create   Make a VM without starting it
-  start    Start VMs that do not run
-  stop     Shut VMs down; their disks stay
-  restart  Stop VMs and start them again
-  pause    Let VMs stand still: their processors stop, their memory stays
-  resume   Let paused VMs go on where they stood still
-  kill     End VMs at once, as pulling the plug would; writes that were not synced are lost
-  delete   Delete VMs with their disks, running or not [alias: rm]
-  prune    Delete every VM that does not run, after a question
-  logs     Print what a VM's kernel, init and agent wrote to its console
-  ports    Show what a running VM listens on, and where this host reaches it
-  forward  Lead ports of this host to ports of a running VM, until Ctrl-C
-  stats    Show what VMs that run use of this host [alias: top]
+  run        Make a VM, start it, and run a command or a shell in it
+  exec       Run a command or a shell in a running VM
+  list       List the VMs there are [alias: ls]
+  show       Show everything there is to know of a VM, and what went wrong with it last
+  set        Change VMs, at once if they run
+  create     Make a VM without starting it
+  start      Start VMs that do not run
+  stop       Shut VMs down; their disks stay
+  restart    Stop VMs and start them again
+  kill       End VMs at once, as pulling the plug would; writes that were not synced are lost
+  delete     Delete VMs with their disks, running or not [alias: rm]
+  prune      Delete every VM that does not run, after a question
+  logs       Print what a VM's kernel, init and agent wrote to its console
+  ports      Show what a running VM listens on, and where this host reaches it
+  forward    Lead ports of this host to ports of a running VM, until Ctrl-C
+  workspace  Git repositories in VMs: bring them there, and what was done there back
+  help       Print this message or the help of the given subcommand(s)
+
+Options:
+      --format <FORMAT>  How results and errors are written; json: one document a line [possible
+                         values: human, json]
+  -q, --quiet            No progress and no hints; lists show names only
+  -h, --help             Print help
+
+"#]]);
+    help(&["vm", "workspace", "--help"]).stdout_eq(str![[r#"
+Git repositories in VMs: bring them there, and what was done there back
+
+Usage: banger vm workspace [OPTIONS] <COMMAND>
+
+Commands:
+  prepare  Bring a git repository into a running VM, or bring the one that is there up to date
+  status   Tell what has changed in a VM's repository, and what of it nobody has exported
+  diff     Show as a patch what has changed in a VM's repository since the commit that it began at
+  export   Bring what was done in a VM's repository back: as a patch, or its commits as a branch
   help     Print this message or the help of the given subcommand(s)
 
 Options:
@@ -488,10 +518,78 @@ Options:
   -h, --help             Print help
 
 "#]]);
+    help(&["vm", "workspace", "prepare", "--help"]).stdout_eq(str![[r#"
+Bring a git repository into a running VM, or bring the one that is there up to date
+
+Usage: banger vm workspace prepare [OPTIONS] <VM> [PATH]
+
+Arguments:
+  <VM>    Its name or id, or the beginning of one
+  [PATH]  The repository's folder; the one that was brought before if not given
+
+Options:
+      --format <FORMAT>  How results and errors are written; json: one document a line [possible
+                         values: human, json]
+  -q, --quiet            No progress and no hints; lists show names only
+  -h, --help             Print help
+
+The repository:
+      --branch <NAME>      Begin a new branch there
+      --from <REF>         Where the new branch begins; the guest gets this commit, without what is
+                           not committed here
+      --include-untracked  Take files along that git does not know; ignored ones never go
+      --at <FOLDER>        Where it is in the guest; /root/repo if not given
+      --dry-run            Only list what would go along; makes nothing
+  -f, --force              Drop what was done in the VM and not exported
+
+The guest gets the last ten generations of commits with their real ids, the branch, the index, and
+the tracked files as they are in the working tree; nothing that git ignores. Where a repository was
+brought before, it takes its place, but for what git ignores there; work that nobody has exported is
+in the way.
+
+Examples:
+  banger vm workspace prepare web .                    the repository that this folder is in
+  banger vm workspace prepare web                      again, from where it came
+  banger vm workspace prepare web . --branch topic     on a new branch there
+
+"#]]);
+    help(&["vm", "workspace", "export", "--help"]).stdout_eq(str![[r#"
+Bring what was done in a VM's repository back: as a patch, or its commits as a branch
+
+Usage: banger vm workspace export [OPTIONS] <VM>
+
+Arguments:
+  <VM>  Its name or id, or the beginning of one
+
+Options:
+      --format <FORMAT>   How results and errors are written; json: one document a line [possible
+                          values: human, json]
+  -o, --output <FILE>     Write the patch into this file; to stdout if neither it nor a branch is
+                          given
+      --branch <NAME>     Make this branch of the commit that is checked out there
+  -q, --quiet             No progress and no hints; lists show names only
+      --submodule <PATH>  The submodule that is meant, by its path
+  -f, --force             Move the branch if there is one of that name
+  -h, --help              Print help
+
+The patch is against the commit that the guest began at. It holds commits, changes that are not
+committed, and files that git does not know and does not ignore; `git apply --index --binary` takes
+it. With --branch the commits become a branch of the repository that they came from, whose working
+tree, index and other refs stay as they are.
+
+Examples:
+  banger vm workspace export web -o web.patch
+  banger vm workspace export web --branch from-web
+  banger vm workspace export web | git apply --index --binary
+
+"#]]);
     help(&["vm", "run", "--help"]).stdout_eq(str![[r#"
 Make a VM, start it, and run a command or a shell in it
 
-Usage: banger vm run [OPTIONS] [-- <CMD>...]
+Usage: banger vm run [OPTIONS] [PATH] [-- <CMD>...]
+
+Arguments:
+  [PATH]  A git repository to work in
 
 Options:
       --format <FORMAT>  How results and errors are written; json: one document a line [possible
@@ -533,6 +631,14 @@ The VM:
                           and connections by its ports, count; `auto_stop_after` of config.toml if
                           not given
 
+The repository:
+      --branch <NAME>      Begin a new branch there
+      --from <REF>         Where the new branch begins; the guest gets this commit, without what is
+                           not committed here
+      --include-untracked  Take files along that git does not know; ignored ones never go
+      --at <FOLDER>        Where it is in the guest; /root/repo if not given
+      --dry-run            Only list what would go along; makes nothing
+
 The command:
   -t, --tty                Give it a terminal, even if stdin or stdout is none
   -T, --no-tty             Give it no terminal, even if stdin and stdout are one
@@ -550,10 +656,17 @@ command ends, unless --rm was given. With -d the image's program runs from each 
 stops when that ends. Exits with the command's own status, 128+n if signal n ended it; 125 if banger
 failed, 126 if the command cannot be executed, 127 if there is none of that name.
 
+With PATH the git repository that it is in is brought to /root/repo there, where the command or a
+shell begins: the last ten generations of commits, the branch, and the tracked files as they are in
+the working tree. Nothing that git ignores goes along. `banger vm workspace export` brings back what
+was done there; --rm drops it.
+
 Examples:
   banger vm run                                         a shell in a new VM
   banger vm run --rm -- sh -c 'uname -r; exit 3'        one command, nothing left, status 3
   banger vm run --rm --image alpine:3.20 -- ls /         an image of a registry
+  banger vm run . -- make test                          in this git repository, brought to
+  /root/repo
   banger vm run -d --name web --memory 2G               start it and come back
   banger vm run -p 8080:80                              127.0.0.1:8080 leads to its port 80
   banger vm run --egress allow:github.com,*.debian.org   it reaches these names and nothing else
@@ -659,6 +772,7 @@ The command:
   -d, --detach             Let it go on by itself in the guest, as a job, and print the job's
                            number; -t gives it a terminal, -i a stdin for who attaches
       --timeout <TIME>     End the command after this time, such as 30s or 5m
+      --auto-prepare       Bring the VM's repository up to date first, if this host's has moved on
   [CMD]...                 The command and its arguments, passed on word for word
 
 Words after -- are passed on as they are; no shell looks at them. Exits with the command's own
@@ -673,6 +787,7 @@ Examples:
   banger vm exec -d web -- make -j8 world            goes on by itself: `banger vm jobs web`
   banger vm exec --timeout 30s web -- make test      ended after 30 seconds, with status 124
   banger vm exec web -- cat /etc/motd > motd         stdout, stderr and stdin are the command's
+  banger vm exec --auto-prepare web -- make test     in its repository, brought up to date before
 
 "#]]);
 }

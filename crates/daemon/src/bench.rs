@@ -174,6 +174,7 @@ async fn default_vm(
         labels: [].into(),
         expires_at: None,
         auto_stop: Default::default(),
+        workspace: None,
     };
     let boot = Boot {
         image: image_file,

@@ -315,6 +315,7 @@ fn vm() -> VmRecord {
         labels: [].into(),
         expires_at: None,
         auto_stop: Default::default(),
+        workspace: None,
     }
 }
 

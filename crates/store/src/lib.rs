@@ -12,6 +12,7 @@ mod networks;
 mod operations;
 mod published;
 mod vms;
+mod workspaces;
 
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard};

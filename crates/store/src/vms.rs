@@ -8,6 +8,7 @@ use banger_api::labels::Labels;
 use banger_api::ports::PublishedPort;
 use banger_api::until::Until;
 use banger_api::vm::State;
+use banger_api::workspace::Workspace;
 use banger_api::{Egress, ImageName, KernelName, NetworkName, Problem, Size, VmId, VmName};
 use banger_host::{Claim, Life, Network};
 use jiff::Timestamp;
@@ -20,7 +21,7 @@ use crate::columns::{
 };
 use crate::error::StoreError;
 use crate::networks::by_number;
-use crate::{labels, published};
+use crate::{labels, published, workspaces};
 
 /// A VM as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,6 +68,8 @@ pub struct VmRecord {
     pub expires_at: Option<Timestamp>,
     /// How long it runs without activity before it is stopped.
     pub auto_stop: Until,
+    /// The repository that is in it, as it is read; recorded by [`Store::set_workspace`].
+    pub workspace: Option<Workspace>,
 }
 
 /// Where a VM is in a network.
@@ -89,7 +92,8 @@ pub struct RecordedClaim {
 const SELECT: &str =
     "SELECT *, (SELECT name FROM networks WHERE number = vms.network) AS network_name,
      (SELECT json_group_array(port) FROM published WHERE vm = vms.id) AS published,
-     (SELECT json_group_object(key, value) FROM labels WHERE vm = vms.id) AS labels FROM vms";
+     (SELECT json_group_object(key, value) FROM labels WHERE vm = vms.id) AS labels,
+     (SELECT workspace FROM workspaces WHERE vm = vms.id) AS workspace, (SELECT work FROM workspaces WHERE vm = vms.id) AS work FROM vms";
 
 /// Why a VM cannot be recorded in its network.
 enum Misplaced {
@@ -217,6 +221,7 @@ impl Store {
                 "UPDATE vms SET state = ?2, vmm = ?3, boot_id = NULL, problem = NULL WHERE id = ?1",
                 params![id.as_str(), to_word(&State::Starting)?, vmm],
             )?;
+            workspaces::forget_work(t, id)?;
             insert_claims(t, id, claims)
         })
     }
@@ -459,6 +464,7 @@ fn vm(row: &Row<'_>) -> rusqlite::Result<VmRecord> {
         labels: json(row, "labels")?,
         expires_at: optional_text(row, "expires_at")?,
         auto_stop: Until::try_from(number::<u64>(row, "auto_stop_ms")?).map_err(into_sqlite)?,
+        workspace: workspaces::of_row(row)?,
         id: text(row, "id")?,
         name: text(row, "name")?,
         state: from_word(row, "state")?,

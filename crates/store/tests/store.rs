@@ -9,6 +9,7 @@ use banger_api::labels::{Label, Labels};
 use banger_api::ports::PublishedPort;
 use banger_api::until::Until;
 use banger_api::vm::State;
+use banger_api::workspace::{Work, Workspace};
 use banger_api::{Code, Egress, ImageName, KernelName, NetworkName, Problem, Size, VmId, VmName};
 use banger_host::{Claim, Disk, DiskSource, Installation, Mark, Nat, Network};
 use banger_store::{Deleted, Store, StoreError, VmRecord};
@@ -49,6 +50,7 @@ fn vm(name: &str) -> VmRecord {
         labels: [].into(),
         expires_at: None,
         auto_stop: Default::default(),
+        workspace: None,
     }
 }
 
@@ -489,4 +491,34 @@ fn what_ends_by_itself_is_listed_the_earliest_first_and_remembered() {
     assert_eq!([auto_stop(&late), auto_stop(&never)], ["30m", "1s"]);
     store.set_expiry(&early.id, None).unwrap();
     assert_eq!(store.expiries().unwrap().len(), 1);
+}
+
+#[test]
+fn a_vm_remembers_its_workspace_and_a_start_forgets_what_was_known_of_the_work_in_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    let one = vm("one");
+    store.insert_vm(&one, None, &[]).unwrap();
+    let of = || store.vm(&one.id).unwrap().unwrap().workspace;
+    assert_eq!(of(), None);
+    store.set_work(&one.id, Work::None).unwrap();
+    assert_eq!(of(), None);
+    let workspace = Workspace {
+        host_path: "/srv/one".into(),
+        host_head: "a".repeat(40),
+        guest_path: "/root/repo".into(),
+        prepared_at: Timestamp::now(),
+        repos: Vec::new(),
+        work: Work::Unknown,
+    };
+    store.set_workspace(&one.id, &workspace).unwrap();
+    assert_eq!(of().unwrap(), workspace);
+    let some = Work::Some { commits: 2, changed: true };
+    store.set_work(&one.id, some).unwrap();
+    assert_eq!(of().unwrap().work, some);
+    assert_eq!(store.vms().unwrap()[0].workspace, of());
+    store.begin_start(&one.id, "qemu (tcg)", &[]).unwrap();
+    assert_eq!(of().unwrap().work, Work::Unknown);
+    store.delete_vm(&one.id).unwrap();
+    assert!(store.vms().unwrap().is_empty());
 }

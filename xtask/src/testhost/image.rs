@@ -17,7 +17,7 @@ use crate::programs::Call;
 const RELEASE: &str = "bookworm";
 
 /// What the host has beside Debian's essential packages.
-const PACKAGES: [&str; 21] = [
+const PACKAGES: [&str; 22] = [
     "systemd",
     "systemd-sysv",
     "dbus",
@@ -37,6 +37,8 @@ const PACKAGES: [&str; 21] = [
     "fakeroot",
     "xz-utils",
     "zstd",
+    // What banger brings repositories into guests with.
+    "git",
     // Small guests are made of it, and so is the host's own initrd.
     "busybox-static",
     // The stranger at a socket, in the tests.

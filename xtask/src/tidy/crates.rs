@@ -21,7 +21,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("banger-agent", &["banger-api", "banger-files", "banger-forward"]),
     ("banger-api", &[]),
     ("banger-bare", &["banger-api"]),
-    ("banger-cli", &["banger-api", "banger-files", "banger-forward"]),
+    ("banger-cli", &["banger-api", "banger-files", "banger-forward", "banger-workspace"]),
     (
         "banger-daemon",
         &[
@@ -35,6 +35,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "banger-storage",
             "banger-store",
             "banger-vmm",
+            "banger-workspace",
         ],
     ),
     ("banger-dns", &[]),
@@ -50,6 +51,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("banger-store", &["banger-api", "banger-host"]),
     ("banger-testing", &["banger-api", "banger-host"]),
     ("banger-vmm", &["banger-api", "banger-host", "banger-storage"]),
+    ("banger-workspace", &["banger-api"]),
     ("xtask", &[]),
 ];
 

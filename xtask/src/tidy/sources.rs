@@ -11,6 +11,7 @@ const STARTERS: &[&str] = &[
     "crates/host/src/command.rs",
     "crates/image/src/programs.rs",
     "crates/registry/src/programs.rs",
+    "crates/workspace/src/git.rs",
     "xtask/src/programs.rs",
 ];
 

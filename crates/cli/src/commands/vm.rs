@@ -1,6 +1,7 @@
 //! `banger vm …`
 
 mod attach;
+mod carry;
 mod chosen;
 mod command;
 mod cp;
@@ -26,6 +27,7 @@ mod spec;
 mod start;
 mod stats;
 mod stop;
+mod workspace;
 
 use clap::Subcommand;
 
@@ -58,6 +60,9 @@ pub(crate) enum Verb {
     Ports(ports::Args),
     Forward(forward::Args),
     Stats(stats::Args),
+    /// Git repositories in VMs: bring them there, and what was done there back
+    #[command(subcommand)]
+    Workspace(workspace::Verb),
 }
 
 impl Verb {
@@ -85,6 +90,7 @@ impl Verb {
             Verb::Ports(args) => ports::run(args, context).await,
             Verb::Stats(args) => stats::run(args, context).await,
             Verb::Forward(args) => forward::run(args, context).await,
+            Verb::Workspace(verb) => verb.run(context).await,
         }
     }
 }

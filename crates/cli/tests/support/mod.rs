@@ -302,6 +302,7 @@ fn vm(name: &str, state: vm::State) -> Vm {
         nat: false,
         published: Vec::new(),
         exposed: [].into(),
+        workspace: None,
         egress: Egress::None,
         labels: match name {
             "db" => serde_json::from_value(json!({"ci": "1", "team": "data"})).unwrap(),

@@ -8,6 +8,7 @@ mod logs;
 mod networks;
 mod ports;
 mod vms;
+mod workspaces;
 
 use std::collections::HashMap;
 use std::io;
@@ -18,7 +19,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use axum::serve::Listener;
 use axum::{Json, Router};
 use banger_api::daemon::DaemonInfo;
@@ -79,6 +80,7 @@ fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/vms/{vm}/jobs/{number}/signal", post(jobs::signal))
         .route("/v1/vms/{vm}/jobs/{number}/attach", get(jobs::attach))
         .route("/v1/vms/{vm}/files", get(exec::files))
+        .route("/v1/vms/{vm}/workspace", put(workspaces::put))
         .route("/v1/vms/{vm}/ports", get(ports::ports))
         .route("/v1/vms/{vm}/connect", get(ports::connect))
         .route("/v1/images", get(artifacts::images))
@@ -175,7 +177,7 @@ impl IntoResponse for Failure {
         let status = match self.0.code {
             Code::Invalid => StatusCode::BAD_REQUEST,
             Code::NotFound => StatusCode::NOT_FOUND,
-            Code::Conflict | Code::WrongState => StatusCode::CONFLICT,
+            Code::Conflict | Code::WrongState | Code::Unexported => StatusCode::CONFLICT,
             Code::NoSpace => StatusCode::INSUFFICIENT_STORAGE,
             Code::Timeout => StatusCode::GATEWAY_TIMEOUT,
             Code::Guest => StatusCode::BAD_GATEWAY,

@@ -3,13 +3,16 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Query, State};
 use axum::response::Response;
 use banger_api::channel::InitState;
 use banger_api::stats::Stats;
-use banger_api::vm::{CreateVm, KillVm, Refused, RenameVm, SetVm, State as VmState, StopVm, Vm};
+use banger_api::vm::{
+    CreateVm, KillVm, PruneVms, Refused, RenameVm, SetVm, State as VmState, StopVm, Vm,
+};
 use banger_api::{Code, Problem, VmId};
 use rustix::process::Signal;
+use serde::Deserialize;
 use tokio::sync::watch;
 
 use super::follow::{self, run, send, stream};
@@ -201,15 +204,33 @@ pub(super) async fn kill(
     })
 }
 
-pub(super) async fn delete(State(daemon): App, Found(vm): Found) -> Result<Response, Failure> {
-    run(&daemon, "vm delete", vm.name.as_str(), |daemon, operation| async move {
+/// `?force=true` also when work would be lost that nobody has exported.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Delete {
+    force: bool,
+}
+
+pub(super) async fn delete(
+    State(daemon): App,
+    Found(vm): Found,
+    Query(Delete { force }): Query<Delete>,
+) -> Result<Response, Failure> {
+    let name = vm.name.clone();
+    run(&daemon, "vm delete", name.as_str(), move |daemon, operation| async move {
+        if !force {
+            daemon.refuse_to_lose_work(&vm, &operation).await?;
+        }
         daemon.delete(&vm.id, &operation).await.map(|()| serde_json::json!({}))
     })
 }
 
-pub(super) async fn prune(State(daemon): App) -> Result<Response, Failure> {
-    follow::run(&daemon, "vm prune", "VMs that do not run", |daemon, operation| async move {
-        daemon.prune(&operation).await
+pub(super) async fn prune(
+    State(daemon): App,
+    Body(request): Body<PruneVms>,
+) -> Result<Response, Failure> {
+    follow::run(&daemon, "vm prune", "VMs that do not run", move |daemon, operation| async move {
+        daemon.prune(request, &operation).await
     })
 }
 

@@ -279,6 +279,7 @@ impl Daemon {
                 labels: request.labels.clone(),
                 expires_at: expiry::end_of(request.ttl),
                 auto_stop: request.auto_stop.unwrap_or(self.config.auto_stop),
+                workspace: None,
             };
             let mark = self.mark(&vm.id);
             let claims = plan::record_claims(&vm, &mark, *driver, image_file, &self.places);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use banger_api::Problem;
 use banger_api::VmId;
-use banger_api::vm::{Pruned, State};
+use banger_api::vm::{PruneVms, Pruned, State};
 use banger_host::space;
 
 use crate::daemon::Daemon;
@@ -44,10 +44,20 @@ impl Daemon {
     ///
     /// # Errors
     /// When the database cannot be read.
-    pub async fn prune(self: &Arc<Self>, operation: &Operation) -> Result<Pruned, Problem> {
+    pub async fn prune(
+        self: &Arc<Self>,
+        request: PruneVms,
+        operation: &Operation,
+    ) -> Result<Pruned, Problem> {
         let mut pruned = Pruned::default();
         for vm in self.store.vms().map_err(problems::store)? {
             if !matches!(vm.state, State::Stopped | State::Error) {
+                continue;
+            }
+            if !request.force
+                && let Err(problem) = self.refuse_to_lose_work(&vm, operation).await
+            {
+                operation.note(format!("{} stays: {problem}", vm.name));
                 continue;
             }
             let bytes = space::allocated_bytes(&self.places.disk(&self.mark(&vm.id)));

@@ -27,6 +27,7 @@ pub mod start;
 mod stats;
 pub mod stop;
 pub mod watch;
+pub mod work;
 
 use banger_api::vm::Vm;
 use banger_api::{Code, Egress, Problem, VmId, VmName};
@@ -59,6 +60,7 @@ pub fn shown(record: VmRecord) -> Vm {
         labels: record.labels,
         expires_at: record.expires_at,
         auto_stop: record.auto_stop,
+        workspace: record.workspace,
         ephemeral: record.ephemeral,
         created_at: record.created_at,
         started_at: record.started_at,

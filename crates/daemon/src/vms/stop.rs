@@ -57,6 +57,7 @@ impl Daemon {
                 Some(milliseconds) => Duration::from_millis(milliseconds),
                 None => self.config.deadlines.stop(self.translated().await),
             };
+            self.record_work(vm, slot, within).await;
             self.set_state(&vm.id, State::Stopping).await?;
             operation.stage("shutdown", format!("shutting {} down", vm.name));
             if let Err(problem) = self.shut_down(vm, slot, Instant::now() + within).await {

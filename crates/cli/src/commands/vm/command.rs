@@ -54,6 +54,12 @@ impl Flags {
         Start { no_stdin, ..self.start(argv, timeout_ms) }
     }
 
+    /// Begins in this folder, unless another was given, or a user who may not enter it.
+    pub(crate) fn in_folder(self, folder: &str) -> Self {
+        let is_open = self.workdir.is_none() && self.user.is_none();
+        Self { workdir: if is_open { Word::new(folder).ok() } else { self.workdir }, ..self }
+    }
+
     pub(crate) fn start(self, argv: Vec<OsString>, timeout_ms: Option<u64>) -> Start {
         let tty = self.has_terminal().then(|| terminal::size().unwrap_or(USUAL_SIZE));
         let mut env = Vec::new();

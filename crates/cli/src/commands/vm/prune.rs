@@ -2,7 +2,8 @@
 
 use banger_api::Size;
 use banger_api::client::Client;
-use banger_api::vm::{Pruned, State, Vm};
+use banger_api::vm::{PruneVms, Pruned, State, Vm};
+use banger_api::workspace::Work;
 use http::Method;
 
 use crate::commands::{DONE, FAILED, ask};
@@ -16,7 +17,7 @@ use crate::operation;
   banger vm prune
   banger vm prune -f       no question, for scripts")]
 pub(crate) struct Args {
-    /// Ask no question
+    /// Ask no question, also where work in a VM was not exported
     #[arg(short, long)]
     force: bool,
 }
@@ -30,9 +31,11 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
         context.hint("nothing was deleted");
         return Ok(FAILED);
     }
+    // Whoever agreed was told in which there is work; -f says that it may go.
+    let all = PruneVms { force: true };
     let pruning = async {
         let pruned: Pruned =
-            operation::follow(context, &client, None, Method::POST, "/v1/vms/prune", None::<&()>)
+            operation::follow(context, &client, None, Method::POST, "/v1/vms/prune", Some(&all))
                 .await?;
         Ok(pruned)
     };
@@ -57,10 +60,14 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
 
 async fn agreed(client: &Client) -> Result<bool, Failure> {
     let vms: Vec<Vm> = client.get("/v1/vms").await?;
-    let names: Vec<&str> = vms
+    let names: Vec<String> = vms
         .iter()
         .filter(|vm| matches!(vm.state, State::Stopped | State::Error))
-        .map(|vm| vm.name.as_str())
+        .map(|vm| match vm.workspace.as_ref().map(|workspace| workspace.work) {
+            None | Some(Work::None) => vm.name.to_string(),
+            Some(Work::Unknown) => format!("{} (may have work that is not exported)", vm.name),
+            Some(work) => format!("{} (not exported: {work})", vm.name),
+        })
         .collect();
     if names.is_empty() {
         return Ok(true);

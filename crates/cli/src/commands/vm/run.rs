@@ -4,6 +4,8 @@
 //! whatever ends this process ends the VM too.
 
 use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use banger_api::channel::InitState;
@@ -12,17 +14,21 @@ use banger_api::exec::Start;
 use banger_api::operation::Operation;
 use banger_api::vm::Vm;
 use banger_api::{Code, Problem};
+use banger_workspace::Plan;
 use clap::ValueEnum;
 use http::Method;
 use serde_json::Value;
 
 use crate::commands::DONE;
+use crate::commands::vm::carry::{self, Carry};
 use crate::commands::vm::command::Flags;
+use crate::commands::vm::exec::in_workspace;
 use crate::commands::vm::spec::Spec;
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::operation::{self, Work};
 use crate::signals::Signals;
+use crate::workspace::{self, Guest};
 use crate::{exec, problem, render, terminal};
 
 /// How long we watch the deletion that `--rm` asked for. The daemon finishes it in any case.
@@ -40,15 +46,20 @@ With -d the image's program runs from each start on, and the VM stops when that 
 status, 128+n if signal n ended it; 125 if banger failed, 126 if the command cannot be executed, 127 if there is none \
 of that name.
 
+With PATH the git repository that it is in is brought to /root/repo there, where the command or a shell begins: the last ten generations of commits, the branch, and the tracked files as they are in the working tree. Nothing that git ignores goes along. `banger vm workspace export` brings back what was done there; --rm drops it.
+
 Examples:
   banger vm run                                         a shell in a new VM
   banger vm run --rm -- sh -c 'uname -r; exit 3'        one command, nothing left, status 3
   banger vm run --rm --image alpine:3.20 -- ls /         an image of a registry
+  banger vm run . -- make test                          in this git repository, brought to /root/repo
   banger vm run -d --name web --memory 2G               start it and come back
   banger vm run -p 8080:80                              127.0.0.1:8080 leads to its port 80
   banger vm run --egress allow:github.com,*.debian.org   it reaches these names and nothing else
   tar c . | banger vm run --rm -w /tmp -- tar x         stdin goes to the command")]
 pub(crate) struct Args {
+    /// A git repository to work in
+    path: Option<PathBuf>,
     /// Delete the VM and its disk when the command ends, whatever its status
     #[arg(long)]
     rm: bool,
@@ -60,6 +71,8 @@ pub(crate) struct Args {
     wait: Option<Wait>,
     #[command(flatten)]
     spec: Spec,
+    #[command(flatten)]
+    carry: Carry,
     #[command(flatten)]
     flags: Flags,
     /// The command and its arguments, passed on word for word
@@ -73,12 +86,25 @@ enum Wait {
 }
 
 pub(crate) async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
-    let Args { spec, flags, rm, detach, wait, command } = args;
+    let Args { path, spec, carry, flags, rm, detach, wait, command } = args;
     let mut signals = Signals::listen()?;
+    let plan = match (&path, carry.given()) {
+        (Some(path), _) => Some(signals.unless(planned(path, &carry)).await?),
+        (None, Some(flag)) => return Err(carry::needs_a_path(flag).into()),
+        (None, None) => None,
+    };
+    if let Some(plan) = plan.as_ref().filter(|_| carry.dry_run) {
+        carry::show(context, plan)?;
+        return Ok(DONE);
+    }
+    if rm && plan.is_some() {
+        context
+            .hint("--rm drops what is done in the repository there, unless it is exported before");
+    }
     let client = context.client().await?;
     let request = spec.request(true, rm, detach);
     let mut lease = Work::begin(&client, Method::POST, "/v1/vms", Some(&request)).await?;
-    let vm = boot(context, &client, &mut lease, &mut signals, rm).await?;
+    let mut vm = boot(context, &client, &mut lease, &mut signals, rm).await?;
 
     if let Some(Wait::Init) = wait {
         let waiting = wait_for_init(context, &client, &vm);
@@ -87,11 +113,30 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
             return leave(context, &client, &vm, rm, &mut signals, Err(failure)).await;
         }
     }
+    let mut flags = flags;
+    let has_repository = plan.is_some();
+    if let Some(plan) = plan {
+        let guest = Guest::of(&client, &vm);
+        let bringing = async { Ok(guest.bring(context, plan, carry.place()).await?) };
+        match signals.unless(bringing).await {
+            Ok(workspace) => {
+                flags = in_workspace(flags, &vm, &workspace);
+                vm.workspace = Some(workspace);
+            }
+            Err(failure) => {
+                if !rm {
+                    context.hint(&format!("{} still runs, without the repository", vm.name));
+                }
+                return leave(context, &client, &vm, rm, &mut signals, Err(failure)).await;
+            }
+        }
+    }
     if detach {
         render::outcome(context, &vm, vm.state)?;
         return Ok(DONE);
     }
-    let command = if command.is_empty() { program_of(&vm) } else { command };
+    let is_free = command.is_empty() && !has_repository;
+    let command = if is_free { program_of(&vm) } else { command };
     let is_shell = command.is_empty();
     let ended = session(&client, &vm, flags.start(command, None), &mut signals).await;
     if !rm && (is_shell || terminal::stderr_is_terminal()) {
@@ -101,6 +146,10 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
         ));
     }
     leave(context, &client, &vm, rm, &mut signals, ended).await
+}
+
+async fn planned(path: &Path, carry: &Carry) -> Result<Arc<Plan>, Failure> {
+    Ok(workspace::plan(path, carry.choice()).await?)
 }
 
 /// What runs where nobody named a command: the image's program, if no init would run what the image is for; else a shell.
@@ -180,7 +229,7 @@ async fn leave(
     if !rm {
         return ended;
     }
-    let path = format!("/v1/vms/{}", vm.id);
+    let path = format!("/v1/vms/{}?force=true", vm.id);
     let deleting =
         operation::follow::<Value>(context, client, None, Method::DELETE, &path, None::<&()>);
     tokio::select! {
