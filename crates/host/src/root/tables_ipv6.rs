@@ -121,7 +121,7 @@ pub(super) fn is_its_own() -> Vec<Value> {
 }
 
 /// A guest sends no router's messages (advertisements, redirects, questions for groups), and says of no other address than its own
-/// that it has it. nft knows no name for that field (before 1.0.9), and a field without a name is in no set with others; a mark is.
+/// that it has it. nft (1.0.6) knows no name for that field, and a field without a name is in no set with others; a mark is.
 pub(super) fn bridge_rules() -> Vec<(&'static str, Vec<Value>)> {
     let accept = || json!({ "accept": null });
     let mark = || json!({ "meta": { "key": "mark" } });
