@@ -10,8 +10,8 @@
 //! banger.net=…                   its network (banger_api::guest_net); none unless said
 //! ```
 
-use banger_api::GuestNet;
 use banger_api::guest_net::{self, NoGuestNet};
+use banger_api::{GuestIpv6, GuestNet};
 
 /// How the root is made of the disks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +70,7 @@ impl Cmdline {
             off: Off::Power,
             net: None,
         };
+        let mut ipv6 = None;
         for word in text.split_ascii_whitespace() {
             let Some((word, value)) = word.split_once('=') else { continue };
             match word {
@@ -91,9 +92,11 @@ impl Cmdline {
                     cmdline.drives = Some(value.split(',').map(str::to_owned).collect());
                 }
                 guest_net::WORD => cmdline.net = Some(GuestNet::parse(value)?),
+                guest_net::IPV6_WORD => ipv6 = Some(GuestIpv6::parse(value)?),
                 _ => {}
             }
         }
+        cmdline.net = cmdline.net.map(|net| GuestNet { ipv6, ..net });
         Ok(cmdline)
     }
 }
@@ -132,7 +135,8 @@ mod tests {
     fn our_words_are_found_among_the_kernels() {
         let cmdline = Cmdline::parse(
             "quiet banger.root=disk console=ttyS0 banger.name=box banger.init=agent banger.channel=vsock \
-             banger.drives=banger-root,banger-disk banger.off=restart banger.net=10.0.0.2/24,10.0.0.1,1500\n",
+             banger.drives=banger-root,banger-disk banger.off=restart banger.net=10.0.0.2/24,10.0.0.1,1500 \
+             banger.net6=fd00::2/64,fd00::1\n",
         )
         .unwrap();
         assert_eq!(
@@ -144,7 +148,10 @@ mod tests {
                 channel: Channel::Vsock,
                 drives: Some(vec!["banger-root".into(), "banger-disk".into()]),
                 off: Off::Restart,
-                net: Some(GuestNet::parse("10.0.0.2/24,10.0.0.1,1500").unwrap()),
+                net: Some(GuestNet {
+                    ipv6: Some(GuestIpv6::parse("fd00::2/64,fd00::1").unwrap()),
+                    ..GuestNet::parse("10.0.0.2/24,10.0.0.1,1500").unwrap()
+                }),
             }
         );
     }
@@ -177,6 +184,8 @@ mod tests {
             assert!(error.ends_with(expected), "{error}");
         }
         let net = Cmdline::parse("banger.net=dhcp").unwrap_err();
-        assert_eq!(net, UnknownValue::Net(NoGuestNet("dhcp".into())));
+        assert_eq!(net, UnknownValue::Net(NoGuestNet::Ipv4("dhcp".into())));
+        let net = Cmdline::parse("banger.net6=auto").unwrap_err();
+        assert_eq!(net, UnknownValue::Net(NoGuestNet::Ipv6("auto".into())));
     }
 }

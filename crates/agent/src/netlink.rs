@@ -2,7 +2,7 @@
 //! and the kernel's answer to it, on a socket of its own.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{
@@ -53,6 +53,39 @@ pub(crate) fn add_default_route(index: u32, gateway: Ipv4Addr) -> io::Result<()>
     request.send()
 }
 
+/// Gives the device the IPv6 address, which it may have already: at once, without asking whether it is somebody else's.
+pub(crate) fn add_ipv6_address(index: u32, address: Ipv6Addr, prefix: u8) -> io::Result<()> {
+    let head = [[AF_INET6, prefix, IFA_F_NODAD, RT_SCOPE_UNIVERSE], index.to_ne_bytes()];
+    let mut request = Request::new(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, &head.concat());
+    request.attribute(IFA_LOCAL, address.octets());
+    request.send()
+}
+
+/// Has the device lead to this one address, which is on the same link.
+pub(crate) fn add_ipv6_neighbour(index: u32, address: Ipv6Addr) -> io::Result<()> {
+    let mut request = ipv6_route(128);
+    request.attribute(RTA_DST, address.octets());
+    request.attribute(RTA_OIF, index.to_ne_bytes());
+    request.send()
+}
+
+/// As [`add_default_route`], for IPv6.
+pub(crate) fn add_ipv6_default_route(index: u32, gateway: Ipv6Addr) -> io::Result<()> {
+    let mut request = ipv6_route(0);
+    request.attribute(RTA_GATEWAY, gateway.octets());
+    request.attribute(RTA_OIF, index.to_ne_bytes());
+    request.send()
+}
+
+fn ipv6_route(prefix: u8) -> Request {
+    let head = [
+        [AF_INET6, prefix, 0, 0],
+        [RT_TABLE_MAIN, RTPROT_STATIC, RT_SCOPE_UNIVERSE, RTN_UNICAST],
+        [0; 4],
+    ];
+    Request::new(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, &head.concat())
+}
+
 // linux/netlink.h, linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h.
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
@@ -65,6 +98,8 @@ const RTM_NEWROUTE: u16 = 24;
 
 const IFF_UP: u32 = 1;
 const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+const IFA_F_NODAD: u8 = 2;
 const RT_SCOPE_UNIVERSE: u8 = 0;
 const RT_TABLE_MAIN: u8 = 254;
 /// Somebody's decision, as opposed to what a daemon or the kernel found out.
@@ -75,6 +110,7 @@ const IFLA_MTU: u16 = 4;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const IFA_BROADCAST: u16 = 4;
+const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 
@@ -96,9 +132,10 @@ impl Request {
         Self(bytes)
     }
 
-    /// Every value here has 4 bytes.
-    fn attribute(&mut self, kind: u16, value: [u8; 4]) {
-        self.0.extend(8_u16.to_ne_bytes());
+    /// Every value here has a whole number of 4 bytes.
+    fn attribute<const LENGTH: usize>(&mut self, kind: u16, value: [u8; LENGTH]) {
+        let length = u16::try_from(4 + LENGTH).expect("values of ours are short");
+        self.0.extend(length.to_ne_bytes());
         self.0.extend(kind.to_ne_bytes());
         self.0.extend(value);
     }
@@ -218,6 +255,34 @@ mod tests {
                 })
             };
             assert!(says(ADDRESS, "host LOCAL") && says(BROADCAST, "link BROADCAST"), "{local}");
+        });
+    }
+
+    #[test]
+    fn a_device_gets_an_ipv6_address_and_the_default_route_by_a_gateway_that_is_beside_it() {
+        in_own_network(|| {
+            let index = device();
+            bring_up(index, None).unwrap();
+            let [address, gateway, other] =
+                ["fd12::ad5:2", "fd12::1", "fd12::9"].map(|it| it.parse::<Ipv6Addr>().unwrap());
+            for gateway in [gateway, gateway, other] {
+                add_ipv6_address(index, address, 128).unwrap();
+                add_ipv6_neighbour(index, gateway).unwrap();
+                add_ipv6_default_route(index, gateway).unwrap();
+            }
+            let hex = |it: Ipv6Addr| format!("{:032x}", it.to_bits());
+            let addresses = fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap();
+            // Permanent (0x80), not asked about (0x02), and not tentative (0x40).
+            let own = addresses.lines().find(|line| line.starts_with(&hex(address))).unwrap();
+            assert!(own.contains(" 80 00 82 "), "{addresses}");
+            let routes = fs::read_to_string("/proc/thread-self/net/ipv6_route").unwrap();
+            let none = hex(Ipv6Addr::UNSPECIFIED);
+            let default = |to| format!("{none} 00 {none} 00 {} ", hex(to));
+            assert!(
+                routes.contains(&default(other)) && !routes.contains(&default(gateway)),
+                "{routes}"
+            );
+            assert!(routes.contains(&format!("{} 80 {none} 00 {none} ", hex(other))), "{routes}");
         });
     }
 

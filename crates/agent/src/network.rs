@@ -1,13 +1,13 @@
 //! The guest's network: its one device with the address that the host gave the VM, and what the image's programs need to
 //! know of it. It is done before the image's init starts, so that nothing in the guest waits for it.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use std::{fs, io};
 
-use banger_api::GuestNet;
+use banger_api::{GuestIpv6, GuestNet};
 
 use crate::disks::virtio_number;
 use crate::modules::{self, ModuleError};
@@ -31,7 +31,7 @@ pub(crate) enum NetworkError {
         DEADLINE.as_secs()
     )]
     Absent { present: String },
-    #[error("cannot turn IPv6 off by {path}")]
+    #[error("cannot set up IPv6 by {path}")]
     Ipv6 {
         path: String,
         #[source]
@@ -47,6 +47,13 @@ pub(crate) enum NetworkError {
     Address {
         address: Ipv4Addr,
         prefix: u8,
+        #[source]
+        cause: io::Error,
+    },
+    #[error("cannot give the network device the address {address} and the gateway {gateway}")]
+    Ipv6Address {
+        address: Ipv6Addr,
+        gateway: Ipv6Addr,
         #[source]
         cause: io::Error,
     },
@@ -73,9 +80,15 @@ pub(crate) fn set_up(net: &GuestNet, modules: Option<&OwnedFd>, uevents: &Uevent
         console::say_error(&error);
     }
     let device = load_driver(modules).and_then(|()| wait_for_device(uevents)).and_then(|device| {
-        turn_ipv6_off(&device.name)?;
+        prepare_ipv6(&device.name, net.ipv6.is_some())?;
         configure(device.index, net).map(|()| device)
     });
+    if let (Ok(device), Some(ipv6)) = (&device, net.ipv6)
+        && knows_ipv6(&device.name)
+        && let Err(error) = configure_ipv6(device.index, ipv6)
+    {
+        console::say_error(&error);
+    }
     match &device {
         Ok(Device { name, mac, .. }) => {
             let told = network_daemons::tell(root, net, name, mac);
@@ -132,10 +145,18 @@ fn present(devices: &Path) -> io::Result<String> {
         .join(", "))
 }
 
-/// The host gives guests no IPv6: a router that answers is somebody else, and an address of the device's own making is of no
-/// use. A kernel without IPv6 has none of these files.
-fn turn_ipv6_off(name: &str) -> Result<(), NetworkError> {
-    for (file, value) in [("accept_ra", "0"), ("disable_ipv6", "1")] {
+/// Before the device is up. A router that answers is somebody else, and nobody hears an address of the device's own making: the
+/// guest has the one that the host gives it, or none. A kernel without IPv6 has none of these files.
+fn prepare_ipv6(name: &str, on: bool) -> Result<(), NetworkError> {
+    /// IN6_ADDR_GEN_MODE_NONE of linux/if_link.h.
+    const NONE: &str = "1";
+    let on = if on { "0" } else { "1" };
+    for (file, value) in [
+        ("accept_ra", "0"),
+        ("accept_redirects", "0"),
+        ("addr_gen_mode", NONE),
+        ("disable_ipv6", on),
+    ] {
         let path = format!("/proc/sys/net/ipv6/conf/{name}/{file}");
         match fs::write(&path, value) {
             Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
@@ -147,8 +168,20 @@ fn turn_ipv6_off(name: &str) -> Result<(), NetworkError> {
     Ok(())
 }
 
+fn knows_ipv6(name: &str) -> bool {
+    Path::new(&format!("/proc/sys/net/ipv6/conf/{name}")).exists()
+}
+
+fn configure_ipv6(index: u32, ipv6: GuestIpv6) -> Result<(), NetworkError> {
+    let GuestIpv6 { address, prefix, gateway } = ipv6;
+    netlink::add_ipv6_address(index, address, prefix)
+        .and_then(|()| netlink::add_ipv6_neighbour(index, gateway))
+        .and_then(|()| netlink::add_ipv6_default_route(index, gateway))
+        .map_err(|cause| NetworkError::Ipv6Address { address, gateway, cause })
+}
+
 fn configure(index: u32, net: &GuestNet) -> Result<(), NetworkError> {
-    let GuestNet { address, prefix, gateway, mtu, zone: _ } = *net;
+    let GuestNet { address, prefix, gateway, mtu, zone: _, ipv6: _ } = *net;
     netlink::bring_up(index, Some(mtu)).map_err(|cause| NetworkError::Up { mtu, cause })?;
     netlink::add_address(index, address, prefix, net.broadcast())
         .map_err(|cause| NetworkError::Address { address, prefix, cause })?;

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use banger_api::GuestNet;
+use banger_api::{GuestIpv6, GuestNet};
 
 use crate::replaced::{WriteError, write};
 
@@ -30,16 +30,22 @@ pub(crate) fn tell(
 /// udev, networkd and resolved. networkd is told what the device has, and not to keep off it: a device that is not its own
 /// lets systemd-networkd-wait-online wait for two minutes at every boot. Its file may be the first of many.
 fn systemd(net: &GuestNet, name: &str, mac: &str) -> Vec<(PathBuf, String)> {
-    let GuestNet { address, prefix, gateway, mtu, zone: _ } = net;
+    let GuestNet { address, prefix, gateway, mtu, zone: _, ipv6 } = net;
     let found = format!("[Match]\nMACAddress={mac}\n\n");
     // systemd.link(5): without this udev renames the device, after its place in the machine.
     let link = format!("{found}[Link]\nName={name}\nMTUBytes={mtu}\n");
     // systemd.network(5).
-    let network = format!(
+    let mut network = format!(
         "{found}[Link]\nMTUBytes={mtu}\n\n\
          [Network]\nAddress={address}/{prefix}\nGateway={gateway}\nDNS={gateway}\nDHCP=no\nIPv6AcceptRA=no\n\
          LinkLocalAddressing=no\nKeepConfiguration=yes\n"
     );
+    if let Some(GuestIpv6 { address, prefix, gateway }) = ipv6 {
+        network.push_str(&format!(
+            "\n[Address]\nAddress={address}/{prefix}\nDuplicateAddressDetection=none\n\n\
+             [Route]\nDestination={gateway}/128\n\n[Route]\nGateway={gateway}\nGatewayOnLink=yes\n"
+        ));
+    }
     // resolved.conf(5). `~.` sends every name there, those of VMs too.
     let resolved = format!("[Resolve]\nDNS={gateway}\nDomains=~.\n");
     vec![
@@ -73,13 +79,16 @@ mod tests {
     const MAC: &str = "02:00:00:00:00:01";
 
     fn told(programs: &[&str]) -> Vec<String> {
+        told_of(&GuestNet::parse("10.213.0.2/22,10.213.0.1,1400").unwrap(), programs)
+    }
+
+    fn told_of(net: &GuestNet, programs: &[&str]) -> Vec<String> {
         let root = tempfile::tempdir().unwrap();
         fs::create_dir(root.path().join("run")).unwrap();
         for program in programs {
             fs::create_dir_all(root.path().join(program)).unwrap();
         }
-        let net = GuestNet::parse("10.213.0.2/22,10.213.0.1,1400").unwrap();
-        for result in tell(root.path(), &net, "eth0", MAC) {
+        for result in tell(root.path(), net, "eth0", MAC) {
             result.unwrap();
         }
         let mut found = Vec::new();
@@ -117,6 +126,17 @@ mod tests {
         ];
         assert_eq!(told(&["usr/lib/systemd/systemd"]), expected);
         assert_eq!(told(&["lib/systemd/systemd"]), expected);
+    }
+
+    #[test]
+    fn systemd_is_told_of_ipv6_where_there_is_some() {
+        let net = GuestNet::parse("10.213.0.2/22,10.213.0.1,1400").unwrap();
+        let ipv6 = GuestIpv6::parse("fd12::ad5:2/128,fd12::1").unwrap();
+        let told = told_of(&GuestNet { ipv6: Some(ipv6), ..net }, &["lib/systemd/systemd"]);
+        let expected = "KeepConfiguration=yes\n\n[Address]\nAddress=fd12::ad5:2/128\n\
+             DuplicateAddressDetection=none\n\n[Route]\nDestination=fd12::1/128\n\n\
+             [Route]\nGateway=fd12::1\nGatewayOnLink=yes\n";
+        assert!(told[1].ends_with(expected), "{}", told[1]);
     }
 
     #[test]

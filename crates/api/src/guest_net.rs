@@ -5,14 +5,21 @@
 //! banger.net=10.213.0.2/22,10.213.0.1,1500       address and length of the prefix, gateway, MTU
 //! banger.net=10.213.0.2/22,10.213.0.1,1500,lab   and what names of VMs end with, unless it is `vm`
 //! ```
+//! and, on a host that has IPv6, by a second word, which agents of before there was any pass over:
+//! ```text
+//! banger.net6=fd12:3456:789a::ad5:2/128,fd12:3456:789a::1   address and length of the prefix, gateway
+//! ```
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use crate::Zone;
 
 /// The word's name.
 pub const WORD: &str = "banger.net";
+
+/// The second word's name.
+pub const IPV6_WORD: &str = "banger.net6";
 
 /// The least that IPv4 needs of a link, in bytes (RFC 791, section 3.2).
 const LEAST_MTU: u16 = 68;
@@ -31,15 +38,51 @@ pub struct GuestNet {
     pub mtu: u16,
     /// What the names of VMs end with, the guest's own too.
     pub zone: Zone,
+    /// Absent where the host has no IPv6.
+    pub ipv6: Option<GuestIpv6>,
+}
+
+/// What a guest has of IPv6.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GuestIpv6 {
+    pub address: Ipv6Addr,
+    /// How many bits of it others have that are reached without the gateway: all of them where nobody is.
+    pub prefix: u8,
+    /// The host's address.
+    pub gateway: Ipv6Addr,
+}
+
+impl GuestIpv6 {
+    /// Reads the value behind `banger.net6=`.
+    ///
+    /// # Errors
+    /// When it says no two addresses.
+    pub fn parse(value: &str) -> Result<Self, NoGuestNet> {
+        let read = || {
+            let (own, gateway) = value.split_once(',')?;
+            let (address, prefix) = own.split_once('/')?;
+            let read = Self {
+                address: address.parse().ok()?,
+                prefix: prefix.parse().ok()?,
+                gateway: gateway.parse().ok()?,
+            };
+            ((1..=128).contains(&read.prefix) && read.address != read.gateway).then_some(read)
+        };
+        read().ok_or_else(|| NoGuestNet::Ipv6(value.to_owned()))
+    }
 }
 
 /// A value that is no network.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{WORD}={0} is not ADDRESS/PREFIX,GATEWAY,MTU[,ZONE] with two addresses of one subnet, a prefix of 1 to {LONGEST_PREFIX} bits \
-     and an MTU of {LEAST_MTU} or more"
-)]
-pub struct NoGuestNet(pub String);
+pub enum NoGuestNet {
+    #[error(
+        "{WORD}={0} is not ADDRESS/PREFIX,GATEWAY,MTU[,ZONE] with two addresses of one subnet, a prefix of 1 to {LONGEST_PREFIX} bits \
+         and an MTU of {LEAST_MTU} or more"
+    )]
+    Ipv4(String),
+    #[error("{IPV6_WORD}={0} is not ADDRESS/PREFIX,GATEWAY with two IPv6 addresses")]
+    Ipv6(String),
+}
 
 impl GuestNet {
     /// Reads the value behind `banger.net=`.
@@ -47,7 +90,7 @@ impl GuestNet {
     /// # Errors
     /// When it says no network that works.
     pub fn parse(value: &str) -> Result<Self, NoGuestNet> {
-        Self::read(value).ok_or_else(|| NoGuestNet(value.to_owned()))
+        Self::read(value).ok_or_else(|| NoGuestNet::Ipv4(value.to_owned()))
     }
 
     fn read(value: &str) -> Option<Self> {
@@ -59,6 +102,7 @@ impl GuestNet {
             gateway: parts.next()?.parse().ok()?,
             mtu: parts.next()?.parse().ok()?,
             zone: parts.next().map_or(Some(Zone::default()), |zone| Zone::parse(zone).ok())?,
+            ipv6: None,
         };
         let works = (1..=LONGEST_PREFIX).contains(&net.prefix)
             && net.mtu >= LEAST_MTU
@@ -79,11 +123,15 @@ impl GuestNet {
     }
 }
 
-/// The whole word, with its name.
+/// The whole word, with its name, and the second one.
 impl fmt::Display for GuestNet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{WORD}={}/{},{},{}", self.address, self.prefix, self.gateway, self.mtu)?;
-        if self.zone == Zone::default() { Ok(()) } else { write!(f, ",{}", self.zone) }
+        if self.zone != Zone::default() {
+            write!(f, ",{}", self.zone)?;
+        }
+        let Some(GuestIpv6 { address, prefix, gateway }) = self.ipv6 else { return Ok(()) };
+        write!(f, " {IPV6_WORD}={address}/{prefix},{gateway}")
     }
 }
 
@@ -99,6 +147,7 @@ mod tests {
             gateway: Ipv4Addr::new(10, 213, 0, 1),
             mtu: 1500,
             zone: Zone::default(),
+            ipv6: None,
         };
         let word = net.to_string();
         assert_eq!(word, "banger.net=10.213.1.2/22,10.213.0.1,1500");
@@ -109,6 +158,29 @@ mod tests {
         let word = net.to_string();
         assert_eq!(word, "banger.net=10.213.1.2/22,10.213.0.1,1500,lab.example");
         assert_eq!(GuestNet::parse(word.split_once('=').unwrap().1), Ok(net));
+    }
+
+    #[test]
+    fn what_it_has_of_ipv6_comes_back_from_the_second_word() {
+        let net = GuestNet::parse("10.213.1.2/22,10.213.0.1,1500").unwrap();
+        let value = "fd12:3456:789a::ad5:102/128,fd12:3456:789a::1";
+        let with = GuestNet { ipv6: Some(GuestIpv6::parse(value).unwrap()), ..net };
+        assert_eq!(
+            with.to_string(),
+            format!("banger.net=10.213.1.2/22,10.213.0.1,1500 banger.net6={value}")
+        );
+        for value in [
+            "",
+            "fd00::2,fd00::1",
+            "fd00::2/0,fd00::1",
+            "fd00::2/129,fd00::1",
+            "fd00::1/64,fd00::1",
+            "10.0.0.2/24,10.0.0.1",
+            "fd00::2/64,fd00::1,1500",
+        ] {
+            let error = GuestIpv6::parse(value).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("banger.net6={value} is not ")), "{error}");
+        }
     }
 
     #[test]

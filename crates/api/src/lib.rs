@@ -36,7 +36,7 @@ pub mod workspace;
 
 pub use egress::{Cidr, Egress};
 pub use folders::Folders;
-pub use guest_net::GuestNet;
+pub use guest_net::{GuestIpv6, GuestNet};
 pub use ids::{ImageName, KernelName, NetworkName, OperationId, VmId, VmName, Zone};
 pub use problem::{Code, Problem};
 pub use size::Size;

@@ -16,6 +16,9 @@ pub struct Network {
     pub subnet: String,
     /// The host's address in it, where guests find their DNS server.
     pub gateway: Ipv4Addr,
+    /// Its IPv6 prefix, as `fd12:3456:789a::/64`; absent where the host has no IPv6.
+    #[serde(default)]
+    pub ipv6: Option<String>,
     /// In bytes.
     pub mtu: u16,
     /// Its guests reach each other.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -81,6 +81,9 @@ pub struct Vm {
     /// Its address in its network, for as long as there is the VM; absent when it has no network device.
     #[serde(default)]
     pub address: Option<Ipv4Addr>,
+    /// Its IPv6 address there, while it runs on a host that has IPv6: its IPv4 address below the network's prefix.
+    #[serde(default)]
+    pub ipv6: Option<Ipv6Addr>,
     /// Its network leads beyond the host, everywhere: `egress` is all.
     #[serde(default)]
     pub nat: bool,

@@ -96,6 +96,7 @@ impl Shown for Vm {
         ];
         fields.extend(self.network.as_ref().map(|network| ("network", network.to_string())));
         fields.extend(self.address.map(|address| ("address", address.to_string())));
+        fields.extend(self.ipv6.map(|address| ("ipv6", address.to_string())));
         if self.address.is_some() {
             let beyond = match &self.egress {
                 Egress::All => "all: it reaches what the host reaches".to_owned(),
@@ -185,6 +186,7 @@ impl Shown for Network {
             ("subnet", self.subnet.clone()),
             ("gateway", format!("{}, the host, where guests find their DNS server", self.gateway)),
             ("bridge", format!("{}, while a VM of it runs", self.bridge)),
+            ("ipv6", self.ipv6.clone().unwrap_or_else(|| "none".to_owned())),
             ("mtu", format!("{} bytes", self.mtu)),
             ("peers", peers.to_owned()),
             ("vms", self.vms.to_string()),

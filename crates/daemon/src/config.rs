@@ -116,7 +116,14 @@ impl Subnet {
     /// A network of it, whose guests do not reach each other.
     #[must_use]
     pub fn network(self, number: u8, mtu: u16) -> Network {
-        Network { number, gateway: self.gateway(), prefix: self.prefix, mtu, peers: false }
+        Network {
+            number,
+            gateway: self.gateway(),
+            prefix: self.prefix,
+            mtu,
+            peers: false,
+            ipv6: None,
+        }
     }
 
     #[must_use]

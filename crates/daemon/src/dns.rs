@@ -6,7 +6,9 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use banger_api::Zone;
-use banger_dns::{Gate, Guests, Names, Sockets, Subnet, serve_authoritative, serve_guests};
+use banger_dns::{
+    Addresses, Gate, Guests, Names, Sockets, Subnet, serve_authoritative, serve_guests,
+};
 use banger_host::Network;
 use banger_host::root::{DNS_PORT, Routed};
 use tokio_util::sync::CancellationToken;
@@ -84,6 +86,7 @@ impl Daemon {
         for vm in self.store.vms().unwrap_or_default() {
             if let Some(place) = vm.place {
                 self.gates.learn(place.address, &self.mark(&vm.id), &vm.egress);
+                self.gates.set_ipv6(place.address, vm.ipv6.is_some());
                 if !vm.exposed.is_empty()
                     && let Err(problem) =
                         self.network_of(place).and_then(|network| self.serve_exposed(&network))
@@ -131,12 +134,15 @@ impl Daemon {
         let published = self.store.running_addresses().map_err(|e| e.to_string()).and_then(|all| {
             let subnets = self.store.networks().map_err(|e| e.to_string())?;
             let subnets = subnets.iter().map(|record| &record.network);
+            let prefixes = subnets.clone().map(|network| self.store.ipv6_prefix(network.number));
+            self.dns.names.set_prefixes(prefixes.collect());
             self.dns.names.set_subnets(
                 subnets
                     .filter_map(|network| Subnet::new(network.gateway, network.prefix).ok())
                     .collect(),
             );
-            let all = all.iter().map(|(name, address)| (name.as_str(), *address));
+            let all =
+                all.iter().map(|&(ref name, ipv4, ipv6)| (name.as_str(), Addresses { ipv4, ipv6 }));
             self.dns.names.replace(all).map_err(|e| e.to_string())
         });
         if let Err(why) = published {

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -40,6 +40,8 @@ pub struct Gates {
 struct Guest {
     mark: Mark,
     egress: Egress,
+    /// Its run has IPv6.
+    ipv6: bool,
     /// Held while its policy changes, and while an address is opened by the policy that it has.
     turn: Arc<tokio::sync::Mutex<()>>,
     opened: HashMap<Ipv4Addr, Opened>,
@@ -71,6 +73,13 @@ impl Gates {
     /// As [`Self::learn`], of a VM that starts.
     pub(crate) fn begin(&self, address: Ipv4Addr, mark: &Mark, egress: &Egress) {
         self.guests().insert(address, Guest::new(mark, egress));
+    }
+
+    /// Whether the run of the VM at this address has IPv6.
+    pub(crate) fn set_ipv6(&self, address: Ipv4Addr, ipv6: bool) {
+        if let Some(guest) = self.guests().get_mut(&address) {
+            guest.ipv6 = ipv6;
+        }
     }
 
     /// The VM is gone.
@@ -203,6 +212,7 @@ impl Guest {
         Self {
             mark: mark.clone(),
             egress: egress.clone(),
+            ipv6: false,
             turn: Arc::default(),
             opened: HashMap::new(),
             refused: VecDeque::new(),
@@ -232,6 +242,13 @@ impl Gate for Gates {
                 Judgement::Refused
             }
         }
+    }
+
+    fn reaches_ipv6(&self, guest: Ipv4Addr) -> bool {
+        // What lists open is IPv4.
+        let leaves =
+            self.guests().get(&guest).is_some_and(|it| it.ipv6 && it.egress == Egress::All);
+        leaves && host_reaches_ipv6()
     }
 
     fn answered<'a>(
@@ -271,6 +288,14 @@ impl fmt::Debug for Gates {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Gates").finish_non_exhaustive()
     }
+}
+
+/// Whether the host has a way to IPv6 addresses of the world, as of now. Nothing is sent: a UDP socket that is connected only asks
+/// for the route (connect(2)).
+fn host_reaches_ipv6() -> bool {
+    /// The first of all global unicast addresses (RFC 4291, 2.4), which is nobody's; and a port that does not matter.
+    const WORLD: (Ipv6Addr, u16) = (Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 1), 9);
+    UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).is_ok_and(|socket| socket.connect(WORLD).is_ok())
 }
 
 fn seconds_left(until: Instant, now: Instant) -> u32 {
@@ -388,6 +413,18 @@ mod tests {
         assert_eq!(gates.judge(GUEST, "a.example"), Judgement::Refused);
         gates.learn(GUEST, &mark(), &Egress::All);
         assert_eq!(gates.judge(GUEST, "evil.example"), Judgement::Free);
+    }
+
+    #[test]
+    fn ipv6_addresses_of_the_world_are_for_guests_that_leave_by_it_and_while_the_host_does() {
+        let (_, gates) = gates(false);
+        gates.set_ipv6(GUEST, true);
+        assert!(!gates.reaches_ipv6(GUEST), "with a list");
+        gates.learn(GUEST, &mark(), &Egress::All);
+        assert_eq!(gates.reaches_ipv6(GUEST), host_reaches_ipv6());
+        gates.set_ipv6(GUEST, false);
+        assert!(!gates.reaches_ipv6(GUEST), "its run has none");
+        assert!(!gates.reaches_ipv6(Ipv4Addr::new(10, 213, 0, 3)), "that is nobody");
     }
 
     #[tokio::test]

@@ -1,12 +1,12 @@
 //! Networks: where they are on this host, and what of them a VM gets.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use banger_api::network::CreateNetwork;
 use banger_api::{Code, Egress, NetworkName, Problem, VmName, network};
 use banger_host::root::TakenSubnet;
-use banger_host::{Installation, MOST_NETWORKS, Mac, Network, root};
+use banger_host::{IPV6_PREFIX, Installation, MOST_NETWORKS, Mac, Network, root};
 use banger_store::{Deleted, NetworkRecord, Place, VmRecord};
 use banger_vmm::NetworkDevice;
 
@@ -21,6 +21,9 @@ const DEFAULT: (u8, &str) = (0, "default");
 /// Subnets are chosen from here: a part of 10.0.0.0/8 that few networks use. Each has room for 1021 VMs.
 const CHOICES: (Ipv4Addr, u8) = (Ipv4Addr::new(10, 213, 0, 0), 22);
 const NUMBER_OF_CHOICES: u32 = 64;
+
+/// What IPv6 needs of a link, in bytes (RFC 8200, section 5).
+const LEAST_IPV6_MTU: u16 = 1280;
 
 impl Daemon {
     /// Whether VMs have network devices here.
@@ -213,7 +216,8 @@ impl Daemon {
         let Some(place) = vm.place else { return Ok(None) };
         match self.networks_work().await {
             Ok(()) => {
-                let network = self.network_of(place)?;
+                let mut network = self.network_of(place)?;
+                network.ipv6 = self.ipv6_of_network(&network, operation)?;
                 if let Err(why) = self.serve_network(&network) {
                     operation.note(format!("{} has no DNS server: {why}", vm.name));
                 }
@@ -243,6 +247,27 @@ impl Daemon {
         }
     }
 
+    /// The IPv6 prefix that a VM's network has as of now: none where the host has no IPv6, or has got the prefix otherwise.
+    fn ipv6_of_network(
+        &self,
+        network: &Network,
+        operation: &Operation,
+    ) -> Result<Option<Ipv6Addr>, Problem> {
+        let Some(prefix) = self.possible_ipv6(network) else { return Ok(None) };
+        let taken = root::ipv6_taken(self.store.installation(), network.number, prefix)
+            .map_err(|e| problems::host(&e))?;
+        if let Some(what) = &taken {
+            operation.note(format!("no IPv6: {prefix}/{IPV6_PREFIX} overlaps {what} of this host"));
+        }
+        Ok(Some(prefix).filter(|_| taken.is_none()))
+    }
+
+    /// The IPv6 prefix of a network, on a host that has IPv6.
+    fn possible_ipv6(&self, network: &Network) -> Option<Ipv6Addr> {
+        let possible = network.mtu >= LEAST_IPV6_MTU && root::host_has_ipv6();
+        possible.then(|| self.store.ipv6_prefix(network.number))
+    }
+
     pub(crate) fn network_of(&self, place: Place) -> Result<Network, Problem> {
         let record = self.store.network(place.network).map_err(problems::store)?;
         let lost = || {
@@ -261,6 +286,7 @@ impl Daemon {
             bridge: network.bridge(self.store.installation()),
             subnet: network.subnet(),
             gateway: network.gateway,
+            ipv6: self.possible_ipv6(&network).map(|prefix| format!("{prefix}/{IPV6_PREFIX}")),
             mtu: network.mtu,
             peers: network.peers,
             vms,
@@ -346,7 +372,10 @@ mod tests {
         let subnet = Subnet::parse("192.168.7.0/24").unwrap();
         let found: Vec<Network> = choices(0, Some(subnet), 1400, "0a1b").collect();
         let gateway = Ipv4Addr::new(192, 168, 7, 1);
-        assert_eq!(found, [Network { number: 0, gateway, prefix: 24, mtu: 1400, peers: false }]);
+        assert_eq!(
+            found,
+            [Network { number: 0, gateway, prefix: 24, mtu: 1400, peers: false, ipv6: None }]
+        );
     }
 
     #[test]

@@ -20,6 +20,9 @@ pub trait Gate: Debug + Send + Sync {
     /// Whether this guest may ask for that name.
     fn judge(&self, guest: Ipv4Addr, name: &str) -> Judgement;
 
+    /// Whether this guest reaches IPv6 addresses beyond the host, at this moment: it is told none otherwise.
+    fn reaches_ipv6(&self, guest: Ipv4Addr) -> bool;
+
     /// The IPv4 addresses of an answer to a guest that is watched, before it is sent: each with how long it may be kept, in
     /// seconds. `false` when the guest should get none: it is told that the query failed.
     fn answered<'a>(

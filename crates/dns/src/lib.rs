@@ -25,7 +25,7 @@ mod subnet;
 mod upstreams;
 
 pub use gate::{Gate, Judgement, LONGEST_S};
-pub use names::{NameError, Names};
+pub use names::{Addresses, NameError, Names};
 pub use server::{Guests, serve_authoritative, serve_guests};
 pub use sockets::{BindError, Sockets};
 pub use subnet::{Subnet, SubnetError};

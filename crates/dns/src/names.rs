@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::SystemTime;
 
@@ -13,6 +13,12 @@ use crate::subnet::Subnet;
 
 /// Where the reverse zones of IPv4 are (RFC 1035, 3.5).
 const REVERSE: &[u8] = b"\x07in-addr\x04arpa\x00";
+
+/// Where those of IPv6 are (RFC 3596, 2.5).
+const REVERSE_IPV6: &[u8] = b"\x03ip6\x04arpa\x00";
+/// The half bytes of a prefix of 64 bits, and of an address.
+const PREFIX_NIBBLES: usize = 16;
+const NIBBLES: usize = 32;
 
 /// The longest name (RFC 1035, 2.3.4), its last dot included.
 const LONGEST_NAME: usize = 255;
@@ -41,14 +47,31 @@ impl fmt::Debug for Names {
 
 type Wire = Box<[u8]>;
 
+/// A machine's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Addresses {
+    pub ipv4: Ipv4Addr,
+    pub ipv6: Option<Ipv6Addr>,
+}
+
+impl From<Ipv4Addr> for Addresses {
+    fn from(ipv4: Ipv4Addr) -> Self {
+        Self { ipv4, ipv6: None }
+    }
+}
+
 #[derive(Default)]
 struct Table {
     /// By the name without the zone.
-    addresses: HashMap<Wire, Ipv4Addr>,
+    addresses: HashMap<Wire, Addresses>,
     /// How many names there are below each name that has some: such a name exists, if with nothing (RFC 8020).
     parents: HashMap<Wire, usize>,
     by_address: BTreeMap<Ipv4Addr, BTreeSet<Wire>>,
     subnets: Vec<Subnet>,
+    /// Of the machines that have one, the other address by this one.
+    by_ipv6: BTreeMap<Ipv6Addr, Ipv4Addr>,
+    /// Of 64 bits each.
+    prefixes: Vec<Ipv6Addr>,
     /// The SOA's: it grows with each change.
     serial: u32,
 }
@@ -68,14 +91,14 @@ impl Names {
         Ok(Self { zone: wire.into(), table: Arc::new(RwLock::new(table)) })
     }
 
-    /// Gives `name`, without the zone, this address and no other.
+    /// Gives `name`, without the zone, these addresses and no others.
     ///
     /// # Errors
     /// When it is no name.
-    pub fn set(&self, name: &str, address: Ipv4Addr) -> Result<(), NameError> {
+    pub fn set(&self, name: &str, addresses: impl Into<Addresses>) -> Result<(), NameError> {
         let wire = self.relative(name)?;
         let mut table = self.write();
-        table.insert(wire, address);
+        table.insert(wire, addresses.into());
         table.changed();
         Ok(())
     }
@@ -94,16 +117,19 @@ impl Names {
     /// When one of them is no name; then nothing has changed.
     pub fn replace<'a>(
         &self,
-        all: impl IntoIterator<Item = (&'a str, Ipv4Addr)>,
+        all: impl IntoIterator<Item = (&'a str, impl Into<Addresses>)>,
     ) -> Result<(), NameError> {
-        let all: Result<Vec<_>, NameError> =
-            all.into_iter().map(|(name, address)| Ok((self.relative(name)?, address))).collect();
+        let all: Result<Vec<_>, NameError> = all
+            .into_iter()
+            .map(|(name, addresses)| Ok((self.relative(name)?, addresses.into())))
+            .collect();
         let mut fresh = Table::default();
-        for (wire, address) in all? {
-            fresh.insert(wire, address);
+        for (wire, addresses) in all? {
+            fresh.insert(wire, addresses);
         }
         let mut table = self.write();
         fresh.subnets = std::mem::take(&mut table.subnets);
+        fresh.prefixes = std::mem::take(&mut table.prefixes);
         fresh.serial = table.serial;
         *table = fresh;
         table.changed();
@@ -114,6 +140,13 @@ impl Names {
     pub fn set_subnets(&self, subnets: Vec<Subnet>) {
         let mut table = self.write();
         table.subnets = subnets;
+        table.changed();
+    }
+
+    /// Answers for the reverse zones of these IPv6 prefixes of 64 bits, and no others.
+    pub fn set_prefixes(&self, prefixes: Vec<Ipv6Addr>) {
+        let mut table = self.write();
+        table.prefixes = prefixes;
         table.changed();
     }
 
@@ -134,6 +167,9 @@ impl Names {
     pub(crate) fn find(&self, name: &[u8], sees: Sees<'_>) -> Option<Found> {
         if let Some(apex) = suffix(name, &self.zone) {
             return Some(self.read().forward(name, apex, sees));
+        }
+        if let Some(end) = suffix(name, REVERSE_IPV6) {
+            return self.read().reverse_ipv6(name, end, &self.zone, sees);
         }
         let end = suffix(name, REVERSE)?;
         self.read().reverse(name, end, &self.zone, sees)
@@ -165,6 +201,7 @@ pub(crate) struct Found {
     /// It has records, or names below it. A zone's own name always exists.
     pub(crate) exists: bool,
     pub(crate) address: Option<Ipv4Addr>,
+    pub(crate) ipv6: Option<Ipv6Addr>,
     /// The names of a machine with this address, absolute.
     pub(crate) pointers: Vec<Vec<u8>>,
 }
@@ -172,7 +209,15 @@ pub(crate) struct Found {
 impl Found {
     /// A zone that is one name with this address, for ever.
     pub(crate) fn alone(address: Ipv4Addr) -> Self {
-        Self { apex: 0, serial: 1, exists: true, address: Some(address), pointers: Vec::new() }
+        let mut found = Self::nothing(0, 1);
+        found.address = Some(address);
+        found
+    }
+
+    /// What is below a zone without being there, or the zone itself.
+    fn nothing(apex: usize, serial: u32) -> Self {
+        let exists = apex == 0;
+        Self { apex, serial, exists, address: None, ipv6: None, pointers: Vec::new() }
     }
 }
 
@@ -181,21 +226,24 @@ impl Table {
         self.serial = self.serial.wrapping_add(1);
     }
 
-    fn insert(&mut self, name: Wire, address: Ipv4Addr) {
+    fn insert(&mut self, name: Wire, addresses: Addresses) {
         self.take(&name);
         for parent in parents(&name) {
             *self.parents.entry(parent.into()).or_default() += 1;
         }
-        self.by_address.entry(address).or_default().insert(name.clone());
-        self.addresses.insert(name, address);
+        let Addresses { ipv4, ipv6 } = addresses;
+        self.by_address.entry(ipv4).or_default().insert(name.clone());
+        self.by_ipv6.extend(ipv6.map(|ipv6| (ipv6, ipv4)));
+        self.addresses.insert(name, addresses);
     }
 
     fn take(&mut self, name: &[u8]) {
-        let Some(address) = self.addresses.remove(name) else { return };
-        if let Some(names) = self.by_address.get_mut(&address) {
+        let Some(Addresses { ipv4, ipv6 }) = self.addresses.remove(name) else { return };
+        if let Some(names) = self.by_address.get_mut(&ipv4) {
             names.remove(name);
             if names.is_empty() {
-                self.by_address.remove(&address);
+                self.by_address.remove(&ipv4);
+                ipv6.and_then(|ipv6| self.by_ipv6.remove(&ipv6));
             }
         }
         for parent in parents(name) {
@@ -210,9 +258,37 @@ impl Table {
 
     fn forward(&self, name: &[u8], apex: usize, sees: Sees<'_>) -> Found {
         let relative = &name[..apex];
-        let address = self.addresses.get(relative).copied().filter(|address| sees.sees(*address));
-        let exists = apex == 0 || address.is_some() || self.parents.contains_key(relative);
-        Found { apex, serial: self.serial, exists, address, pointers: Vec::new() }
+        let both = self.addresses.get(relative).filter(|both| sees.sees(both.ipv4));
+        let mut found = Found::nothing(apex, self.serial);
+        found.exists |= both.is_some() || self.parents.contains_key(relative);
+        found.address = both.map(|both| both.ipv4);
+        found.ipv6 = both.and_then(|both| both.ipv6);
+        found
+    }
+
+    /// `end` is where `ip6.arpa` begins.
+    fn reverse_ipv6(&self, name: &[u8], end: usize, zone: &[u8], sees: Sees<'_>) -> Option<Found> {
+        let starts: Vec<usize> = label_starts(&name[..end]).collect();
+        // From the address's first half byte on, which is the name's last.
+        let known: Vec<u8> = starts.iter().rev().map_while(|start| nibble(name, *start)).collect();
+        let first = address_of(known.get(..PREFIX_NIBBLES)?, 0);
+        if !self.prefixes.contains(&first) {
+            return None;
+        }
+        let mut found = Found::nothing(starts[starts.len() - PREFIX_NIBBLES], self.serial);
+        if known.len() != starts.len() || known.len() > NIBBLES {
+            return Some(found);
+        }
+        let within = address_of(&known, 0)..=address_of(&known, 0xf);
+        let seen = |ipv4: &Ipv4Addr| sees.sees(*ipv4);
+        found.exists |= self.by_ipv6.range(within).any(|(_, ipv4)| seen(ipv4));
+        if known.len() == NIBBLES {
+            let ipv4 = self.by_ipv6.get(&address_of(&known, 0)).filter(|ipv4| seen(ipv4));
+            let names = ipv4.and_then(|ipv4| self.by_address.get(ipv4));
+            found.pointers =
+                names.into_iter().flatten().map(|name| [name, zone].concat()).collect();
+        }
+        Some(found)
     }
 
     /// `end` is where `in-addr.arpa` begins.
@@ -229,13 +305,7 @@ impl Table {
             .map(|subnet| subnet.zone_octets())
             .min()?;
         let apex = starts[starts.len() - octets];
-        let mut found = Found {
-            apex,
-            serial: self.serial,
-            exists: apex == 0,
-            address: None,
-            pointers: Vec::new(),
-        };
+        let mut found = Found::nothing(apex, self.serial);
         if known.len() != starts.len() || known.len() > 4 {
             return Some(found);
         }
@@ -258,6 +328,21 @@ fn padded(octets: &[u8], rest: u8) -> Ipv4Addr {
         *place = *octet;
     }
     Ipv4Addr::from(all)
+}
+
+/// The address of at most 32 half bytes, those that are missing being `rest`.
+fn address_of(nibbles: &[u8], rest: u8) -> Ipv6Addr {
+    let all = nibbles.iter().chain(std::iter::repeat(&rest)).take(NIBBLES);
+    Ipv6Addr::from_bits(all.fold(0, |bits, nibble| bits << 4 | u128::from(*nibble)))
+}
+
+/// The label at `start` as a half byte: one hexadecimal digit, in lower case as all of the name is.
+fn nibble(name: &[u8], start: usize) -> Option<u8> {
+    match name[start..] {
+        [1, digit @ (b'0'..=b'9'), ..] => Some(digit - b'0'),
+        [1, digit @ b'a'..=b'f', ..] => Some(digit - b'a' + 10),
+        _ => None,
+    }
 }
 
 /// The label at `start` as an octet, written as it has to be: decimal, without leading zeros.
@@ -409,6 +494,45 @@ mod tests {
             assert!(!found.exists && found.address.is_none() && found.pointers.is_empty());
         }
         assert!(find("vm").exists && find("1.213.10.in-addr.arpa").exists);
+    }
+
+    #[test]
+    fn a_machine_with_ipv6_has_that_address_and_its_name_by_it_and_another_has_none() {
+        let names = names();
+        let prefix: Ipv6Addr = "fd12:3456:789a::".parse().unwrap();
+        let ipv6: Ipv6Addr = "fd12:3456:789a::ad5:2".parse().unwrap();
+        names.set_prefixes(vec![prefix]);
+        names.replace([("web", Addresses { ipv4: WEB, ipv6: Some(ipv6) })]).unwrap();
+        assert_eq!(find(&names, "web.vm").unwrap().ipv6, Some(ipv6));
+        let reverse = |address: Ipv6Addr, digits: usize| {
+            let hex = format!("{:032x}", address.to_bits());
+            let labels: Vec<String> = hex.chars().take(digits).map(String::from).collect();
+            labels.into_iter().rev().collect::<Vec<_>>().join(".") + ".ip6.arpa"
+        };
+        assert_eq!(find(&names, &reverse(ipv6, 32)).unwrap().pointers, [b"\x03web\x02vm\x00"]);
+        let apex = find(&names, &reverse(prefix, 16)).unwrap();
+        assert!(apex.exists && apex.apex == 0);
+        // Empty, with something below it.
+        assert!(find(&names, &reverse(ipv6, 20)).unwrap().exists);
+        let other: Ipv6Addr = "fd12:3456:789a:1::ad5:2".parse().unwrap();
+        assert_eq!(find(&names, &reverse(other, 32)), None);
+        assert_eq!(find(&names, &reverse(prefix, 15)), None);
+        let absent = "fd12:3456:789a::ad5:3".parse().unwrap();
+        for absent in [
+            reverse(absent, 32),
+            format!("x.{}", reverse(prefix, 16)),
+            format!("0.{}", reverse(ipv6, 32)),
+        ] {
+            let found = find(&names, &absent).unwrap();
+            assert!(!found.exists && found.pointers.is_empty(), "{absent}");
+        }
+        let own = [Subnet::new(Ipv4Addr::new(10, 213, 1, 1), 24).unwrap()];
+        let mut name = wire(&reverse(ipv6, 32), 1).unwrap();
+        name.push(0);
+        assert!(!names.find(&name, Sees::Within(&own)).unwrap().exists);
+        names.set("web", WEB).unwrap();
+        assert_eq!(find(&names, "web.vm").unwrap().ipv6, None);
+        assert!(!find(&names, &reverse(ipv6, 32)).unwrap().exists);
     }
 
     #[test]

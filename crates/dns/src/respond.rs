@@ -3,7 +3,7 @@
 //! What is no query is never answered, so that two servers cannot keep each other busy. A query that is not understood is
 //! answered by the code that says so, without anything of it but its id.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use domain::base::iana::{Class, ExtendedErrorCode, Opcode, OptRcode, Rcode, Rtype};
 use domain::base::message_builder::{
@@ -12,7 +12,7 @@ use domain::base::message_builder::{
 use domain::base::opt::{ExtendedError, Opt, OptRecord};
 use domain::base::rdata::ComposeRecordData;
 use domain::base::{Header, HeaderSection, Message, MessageBuilder, Name, Serial, ToName, Ttl};
-use domain::rdata::{A, Ns, Ptr, Soa};
+use domain::rdata::{A, Aaaa, Ns, Ptr, Soa};
 
 use crate::names::{Found, Names, Sees};
 use crate::subnet::Subnet;
@@ -248,15 +248,16 @@ impl Query {
     /// A name in our zones.
     fn known(&self, found: &Found) -> Reply {
         let code = if found.exists { OptRcode::NOERROR } else { OptRcode::NXDOMAIN };
-        let mut sets: [Vec<Data<'_>>; 4] = Default::default();
-        let [addresses, pointers, authorities, servers] = &mut sets;
+        let mut sets: [Vec<Data<'_>>; 5] = Default::default();
+        let [addresses, ipv6, pointers, authorities, servers] = &mut sets;
         addresses.extend(found.address.map(Data::Address));
+        ipv6.extend(found.ipv6.map(Data::Ipv6));
         pointers.extend(found.pointers.iter().map(|name| Data::Pointer(name)));
         if found.apex == 0 {
             authorities.push(Data::Authority(found.serial));
             servers.push(Data::Server);
         }
-        let types = [Rtype::A, Rtype::PTR, Rtype::SOA, Rtype::NS];
+        let types = [Rtype::A, Rtype::AAAA, Rtype::PTR, Rtype::SOA, Rtype::NS];
         // ANY gets one set of records, the first there is (RFC 8482, 4.1).
         let answer = sets
             .into_iter()
@@ -305,6 +306,7 @@ impl Query {
         let name = &self.name;
         match data {
             Data::Address(address) => to.push((name, Class::IN, TTL, A::new(*address))),
+            Data::Ipv6(address) => to.push((name, Class::IN, TTL, Aaaa::new(*address))),
             Data::Pointer(target) => {
                 let target = Name::from_octets(*target).map_err(|_| PushError::ShortBuf)?;
                 to.push((name, Class::IN, TTL, Ptr::new(target)))
@@ -351,6 +353,7 @@ type Answer = AnswerBuilder<StaticCompressor<Vec<u8>>>;
 /// What a record says. Its owner is the name that was asked.
 enum Data<'a> {
     Address(Ipv4Addr),
+    Ipv6(Ipv6Addr),
     Pointer(&'a [u8]),
     Authority(u32),
     Server,
@@ -388,6 +391,16 @@ impl Query {
             Ok(message.finish().into_target())
         });
         message.map_or(Reply::Silence, Reply::Now)
+    }
+
+    /// Whether an IPv6 address is wanted.
+    pub(crate) fn is_for_ipv6(&self) -> bool {
+        self.rtype == Rtype::AAAA
+    }
+
+    /// The answer that there is no such record.
+    pub(crate) fn absent(&self) -> Reply {
+        self.coded(OptRcode::NOERROR)
     }
 
     /// The answer that no nameserver gave one, or that too many queries are under way.

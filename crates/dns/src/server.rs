@@ -51,7 +51,7 @@ pub struct Guests {
     pub resolv_conf: PathBuf,
     /// The nameservers' port, 53 but for tests: resolv.conf names none.
     pub upstream_port: u16,
-    /// Guests have IPv6. Without, they get no IPv6 addresses either, which would lead nowhere.
+    /// Guests have IPv6. Without, they get no IPv6 addresses either, which would lead nowhere. A gate decides it of each guest.
     pub ipv6: bool,
     /// After it a question has failed.
     pub deadline: Duration,
@@ -157,7 +157,9 @@ impl Service {
         };
         match guest {
             true => {
-                Asker::Guest { ipv6: settings.ipv6, subnets: &settings.subnets, host: guests.own }
+                // Whom a gate does not let have them is told when it asks for some.
+                let ipv6 = settings.ipv6 || settings.gate.is_some();
+                Asker::Guest { ipv6, subnets: &settings.subnets, host: guests.own }
             }
             false => Asker::Stranger,
         }
@@ -165,6 +167,12 @@ impl Service {
 
     fn admit(&self, query: Box<Query>, client: IpAddr) -> Outcome {
         let Some(guests) = &self.guests else { return sent(query.failed()) };
+        if let (Some(gate), IpAddr::V4(guest)) = (&guests.settings.gate, client)
+            && query.is_for_ipv6()
+            && !gate.reaches_ipv6(guest)
+        {
+            return sent(query.absent());
+        }
         let watched = match (&guests.settings.gate, client) {
             (None, _) => None,
             (Some(gate), IpAddr::V4(guest)) => match gate.judge(guest, &query.plain_name()) {

@@ -4,6 +4,7 @@
 mod support;
 
 use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use banger_dns::{Gate, Guests, Judgement};
@@ -21,6 +22,8 @@ type Told = (Ipv4Addr, String, Vec<(Ipv4Addr, u32)>);
 #[derive(Debug, Default)]
 struct Noted {
     shut: bool,
+    /// Guests reach IPv6 addresses.
+    ipv6: AtomicBool,
     told: Mutex<Vec<Told>>,
 }
 
@@ -31,6 +34,10 @@ impl Gate for Noted {
             "free.example" => Judgement::Free,
             _ => Judgement::Refused,
         }
+    }
+
+    fn reaches_ipv6(&self, _guest: Ipv4Addr) -> bool {
+        self.ipv6.load(Ordering::Relaxed)
     }
 
     fn answered<'a>(
@@ -155,6 +162,18 @@ async fn an_answer_that_the_gate_does_not_let_through_has_failed() {
     let answer = scene.server.asked("free.example").await;
     assert!(answer.contains("NOERROR") && answer.contains("86400"), "{answer}");
     assert_eq!(scene.gate.told.lock().unwrap().len(), 1, "what is free is not watched");
+}
+
+#[tokio::test]
+async fn ipv6_addresses_are_for_who_reaches_them_at_that_moment() {
+    let scene = scene(false).await;
+    for reaches in [false, true, false] {
+        scene.gate.ipv6.store(reaches, Ordering::Relaxed);
+        let before = scene.asked.lock().unwrap().len();
+        let answer = scene.server.asked("free.example AAAA").await;
+        assert!(answer.starts_with("NOERROR"), "{answer}");
+        assert_eq!(scene.asked.lock().unwrap().len() - before, usize::from(reaches));
+    }
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, UdpSocket};
 use std::os::fd::AsFd;
 use std::sync::OnceLock;
 
@@ -52,6 +52,10 @@ impl Outside {
     /// The host's address at this end.
     pub const HOST: &str = "203.0.113.2";
 
+    /// The same of IPv6, of which there is none before [`Self::connect_ipv6`].
+    pub const ADDRESS_6: &str = "2001:db8:6::1";
+    pub const HOST_6: &str = "2001:db8:6::2";
+
     /// Connects it to this thread's network.
     #[must_use]
     pub fn connect() -> Self {
@@ -68,6 +72,25 @@ impl Outside {
         run("ip", &[&there[..], &["address", "add", &address, "dev", "cable"]].concat());
         run("ip", &[&there[..], &["link", "set", "cable", "up"]].concat());
         Self { name }
+    }
+
+    /// Gives both ends IPv6, and the host a default route by it that leads there.
+    pub fn connect_ipv6(&self) {
+        let add = |address: &str| {
+            ["-6", "address", "add", address, "dev", "cable", "nodad"].map(str::to_owned)
+        };
+        let run_ip = |words: &[String]| {
+            run("ip", &words.iter().map(String::as_str).collect::<Vec<_>>());
+        };
+        let there = ["-netns".to_owned(), self.name.clone()];
+        run_ip(&add(&format!("{}/64", Self::HOST_6)));
+        run_ip(&[&there[..], &add(&format!("{}/64", Self::ADDRESS_6))].concat());
+        run("ip", &["-6", "route", "add", "default", "via", Self::ADDRESS_6, "dev", "cable"]);
+    }
+
+    /// Takes the default route of [`Self::connect_ipv6`] away.
+    pub fn lose_ipv6(&self) {
+        run("ip", &["-6", "route", "delete", "default", "dev", "cable"]);
     }
 
     /// A server there that tells each of its first `clients` who it is, by its address. Gives its port.
@@ -101,7 +124,7 @@ impl Outside {
     }
 
     /// A nameserver there, for as long as the test program runs: every name that ends with `.example` has the address that its
-    /// first label says, as `203-0-113-7.example` does, for a minute.
+    /// first label says, as `203-0-113-7.example` and `2001-db8-6--1.example` do, for a minute.
     pub fn answer_names(&self) {
         let socket = self.inside(|| UdpSocket::bind((Self::ADDRESS, 53)).unwrap());
         std::thread::spawn(move || {
@@ -133,16 +156,23 @@ impl Outside {
 fn named(query: &[u8]) -> Vec<u8> {
     const HEADER: usize = 12;
     let first = usize::from(query[HEADER]);
-    let label = String::from_utf8_lossy(&query[HEADER + 1..][..first]).replace('-', ".");
+    let label = String::from_utf8_lossy(&query[HEADER + 1..][..first]);
     let name = query[HEADER..].iter().position(|&byte| byte == 0).unwrap();
     let end = HEADER + name + 5;
     let mut answer = query[..end].to_vec();
-    let address = label.parse::<Ipv4Addr>().ok().filter(|_| query[end - 3] == 1);
+    let ipv4 = label.replace('-', ".").parse::<Ipv4Addr>().map(|it| it.octets().to_vec());
+    let ipv6 = label.replace('-', ":").parse::<Ipv6Addr>().map(|it| it.octets().to_vec());
+    let address = match query[end - 3] {
+        1 => ipv4.ok(),
+        28 => ipv6.ok(),
+        _ => None,
+    };
     let (code, count) = if address.is_some() { (0x80, 1) } else { (0x83, 0) };
     answer[2..HEADER].copy_from_slice(&[0x81, code, 0, 1, 0, count, 0, 0, 0, 0]);
     if let Some(address) = address {
-        answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
-        answer.extend(address.octets());
+        let length = u8::try_from(address.len()).unwrap();
+        answer.extend([0xc0, 12, 0, query[end - 3], 0, 1, 0, 0, 0, 60, 0, length]);
+        answer.extend(address);
     }
     answer
 }
@@ -150,12 +180,15 @@ fn named(query: &[u8]) -> Vec<u8> {
 /// What a network consists of, as the programs that administer it say it. Counters and times are left out.
 #[must_use]
 pub(crate) fn state() -> String {
-    let commands: [&[&str]; 5] = [
+    // What cannot be read is no setting of this kernel's, or a secret.
+    let ipv6 = "cd /proc/sys/net/ipv6/conf && grep -rs . all default lo | sort";
+    let commands: [&[&str]; 6] = [
         &["ip", "-details", "link"],
         &["ip", "address"],
         &["ip", "route", "show", "table", "all"],
         &["nft", "list", "ruleset"],
         &["sysctl", "net.ipv4.ip_forward"],
+        &["sh", "-c", ipv6],
     ];
     commands
         .iter()

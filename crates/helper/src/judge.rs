@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use banger_api::Zone;
 use banger_api::egress::{MOST_ITEMS, is_public};
@@ -187,7 +187,7 @@ fn judge_network(network: &Network) -> Result<(), Refusal> {
     const MTU: (u64, u64) = (576, 65_521);
     // Whether its guests reach each other is the owner's to say. That all claims say the same of one network, and that no two
     // networks overlap, is judged by what is there ([`banger_host::root`]).
-    let Network { number, gateway, prefix, mtu, peers: _ } = network;
+    let Network { number, gateway, prefix, mtu, peers: _, ipv6 } = network;
     between("claim.network.number", (*number).into(), 0, u64::from(MOST_NETWORKS) - 1)?;
     between("claim.network.prefix", (*prefix).into(), 16, 29)?;
     between("claim.network.mtu", (*mtu).into(), MTU.0, MTU.1)?;
@@ -196,9 +196,26 @@ fn judge_network(network: &Network) -> Result<(), Refusal> {
         "claim.network",
         || format!("{} is not private (RFC 1918)", network.subnet()),
     )?;
+    if let Some(ipv6) = ipv6 {
+        judge_ipv6(*ipv6, *number, *mtu)?;
+    }
     rule(*gateway != network.first() && *gateway != network.last(), "claim.network.gateway", || {
         format!("{gateway} is the first or the last address of {}", network.subnet())
     })
+}
+
+/// A prefix of 64 bits that is nobody's in the world (RFC 4193), and the network's own by its number. Addresses are not said: they
+/// follow from it.
+fn judge_ipv6(prefix: Ipv6Addr, number: u8, mtu: u16) -> Result<(), Refusal> {
+    const LEAST_MTU: u64 = 1280;
+    let [kind, _, _, _, _, _, high, low, host @ ..] = prefix.octets();
+    rule(kind == 0xfd, "claim.network.ipv6", || {
+        format!("{prefix}/64 is not unique local (RFC 4193)")
+    })?;
+    rule(host == [0; 8] && [high, low] == [0, number], "claim.network.ipv6", || {
+        format!("{prefix} is not the prefix of network {number}")
+    })?;
+    between("claim.network.mtu", mtu.into(), LEAST_MTU, u64::MAX)
 }
 
 fn vms_address(address: Ipv4Addr, network: &Network) -> Result<(), Refusal> {

@@ -393,6 +393,34 @@ fn a_network_is_private_and_neither_huge_nor_tiny() {
 }
 
 #[test]
+fn an_ipv6_prefix_is_the_networks_own_by_its_number_and_nobodys_in_the_world() {
+    let of = |number: u8, mtu: u16, ipv6: &str| json!({ "number": number, "gateway": "10.213.0.1", "prefix": 22, "mtu": mtu, "ipv6": ipv6 });
+    for kind in ["bridge", "guard", "tap", "nat"] {
+        for good in [of(0, 1280, "fd12:3456:789a::"), of(63, 65_521, "fdff:ffff:ffff:3f::")] {
+            judge(&with(kind, "/network", good), &policy()).unwrap();
+        }
+        for (number, wrong) in [
+            (0, "2001:db8::"),
+            (0, "fc00::"),
+            (0, "fe80::"),
+            (0, "ff02::"),
+            (0, "::"),
+            (0, "::ffff:10.213.0.1"),
+            (0, "fd12:3456:789a::1"),
+            (0, "fd12:3456:789a:0:1::"),
+            (0, "fd12:3456:789a:1::"),
+            (1, "fd12:3456:789a::"),
+            (1, "fd12:3456:789a:101::"),
+        ] {
+            let refusal = refused(&with(kind, "/network", of(number, 1500, wrong)));
+            assert_eq!(refusal.field, "claim.network.ipv6", "{kind} {wrong}");
+        }
+        let refusal = refused(&with(kind, "/network", of(0, 1279, "fd12:3456:789a::")));
+        assert_eq!(refusal.field, "claim.network.mtu", "{kind}");
+    }
+}
+
+#[test]
 fn a_vm_has_an_address_of_its_network_that_is_nobody_elses() {
     let wrong = ["10.213.0.0", "10.213.0.1", "10.213.3.255", "10.213.4.2", "8.8.8.8", "127.0.0.1"];
     for kind in ["guard", "nat"] {

@@ -24,8 +24,14 @@ use rustix::process::Signal;
 use support::{Noted, SOON, World, chain, listener, mark, policy};
 
 fn tap(mark: &Mark) -> Claim {
-    let network =
-        Network { number: 0, gateway: [10, 213, 0, 1].into(), prefix: 22, mtu: 1500, peers: false };
+    let network = Network {
+        number: 0,
+        gateway: [10, 213, 0, 1].into(),
+        prefix: 22,
+        mtu: 1500,
+        peers: false,
+        ipv6: None,
+    };
     Claim::Tap(Tap { mark: mark.clone(), uid: 1_900_000_000, network })
 }
 
@@ -120,8 +126,14 @@ fn what_is_held_is_what_the_daemon_and_the_helper_hold_however_much_it_is() {
 fn what_the_helper_sees_of_firewalls_and_of_the_resolver_arrives() {
     let world = World::new();
     let host = world.host();
-    let network =
-        Network { number: 0, gateway: [10, 213, 0, 1].into(), prefix: 22, mtu: 1500, peers: false };
+    let network = Network {
+        number: 0,
+        gateway: [10, 213, 0, 1].into(),
+        prefix: 22,
+        mtu: 1500,
+        peers: false,
+        ipv6: None,
+    };
     let seen = Firewalls { obstacles: Vec::new(), legacy: true };
     assert_eq!(host.firewalls(&network).unwrap(), seen);
     assert_eq!(host.route_names(7, &Zone::default()).unwrap(), Routed::Yes);

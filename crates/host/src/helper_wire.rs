@@ -467,6 +467,7 @@ mod tests {
             prefix: 22,
             mtu: 1500,
             peers: false,
+            ipv6: None,
         };
         let (address, mac) = ([10, 0, 0, 2].into(), Mac::of(&mark()));
         let installation = mark().installation().clone();

@@ -47,7 +47,7 @@ pub use disk::{Disk, DiskSource, reflink_works};
 pub use error::HostError;
 pub use helper_host::HelperHost;
 pub use mark::{Installation, Mark};
-pub use network::{MOST_NETWORKS, Mac, Network};
+pub use network::{IPV6_PREFIX, MOST_NETWORKS, Mac, Network, ipv6_below, unique_local_prefix};
 pub use process::Watched;
 pub use root::{
     Cgroup, Denied, DmSnapshot, Guard, Jail, JailedVmm, Loop, LoopRole, Nat, Root, Tap,

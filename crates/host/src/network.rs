@@ -1,7 +1,7 @@
 //! Networks and addresses: what a claim says of them, and the arithmetic of subnets. Pure.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use banger_api::ids::ID_ALPHABET;
 use serde::{Deserialize, Serialize};
@@ -27,6 +27,30 @@ pub struct Network {
     /// do not, and nothing of this field.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub peers: bool,
+    /// Its IPv6 prefix, 64 bits of an address whose others are 0. Absent where the host has no IPv6, and in what a helper or a
+    /// ledger knows of before there was any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv6: Option<Ipv6Addr>,
+}
+
+/// The length of every IPv6 prefix of a network, in bits.
+pub const IPV6_PREFIX: u8 = 64;
+
+/// The prefix of the network of this number below an installation's 40 random bits (RFC 4193, 3.1: a unique local address is of
+/// nobody's in the world).
+#[must_use]
+pub fn unique_local_prefix(global_id: [u8; 5], number: u8) -> Ipv6Addr {
+    let mut octets = [0; 16];
+    octets[0] = 0xfd;
+    octets[1..6].copy_from_slice(&global_id);
+    octets[7] = number;
+    octets.into()
+}
+
+/// The address that whoever has this IPv4 address has below an IPv6 prefix: that is its last 32 bits.
+#[must_use]
+pub fn ipv6_below(prefix: Ipv6Addr, address: Ipv4Addr) -> Ipv6Addr {
+    Ipv6Addr::from_bits(prefix.to_bits() | u128::from(address.to_bits()))
 }
 
 impl Network {
@@ -58,6 +82,18 @@ impl Network {
     #[must_use]
     pub fn is_for_a_vm(&self, address: Ipv4Addr) -> bool {
         self.contains(address) && ![self.first(), self.last(), self.gateway].contains(&address)
+    }
+
+    /// The host's IPv6 address in it, where there is IPv6: the prefix's `::1`.
+    #[must_use]
+    pub fn ipv6_gateway(&self) -> Option<Ipv6Addr> {
+        Some(ipv6_below(self.ipv6?, Ipv4Addr::new(0, 0, 0, 1)))
+    }
+
+    /// The IPv6 address of the VM that has this one, where there is IPv6.
+    #[must_use]
+    pub fn ipv6_of(&self, address: Ipv4Addr) -> Option<Ipv6Addr> {
+        Some(ipv6_below(self.ipv6?, address))
     }
 
     /// Whether one of the two subnets contains the other.
@@ -182,7 +218,14 @@ mod tests {
     use super::*;
 
     fn network(gateway: &str, prefix: u8) -> Network {
-        Network { number: 0, gateway: gateway.parse().unwrap(), prefix, mtu: 1500, peers: false }
+        Network {
+            number: 0,
+            gateway: gateway.parse().unwrap(),
+            prefix,
+            mtu: 1500,
+            peers: false,
+            ipv6: None,
+        }
     }
 
     fn address(text: &str) -> Ipv4Addr {
@@ -233,6 +276,19 @@ mod tests {
         assert_eq!(read, network("10.213.4.1", 22));
         assert_eq!(serde_json::to_string(&read).unwrap(), old);
         let with = Network { peers: true, ..read };
+        let text = serde_json::to_string(&with).unwrap();
+        assert_eq!(serde_json::from_str::<Network>(&text).unwrap(), with);
+    }
+
+    #[test]
+    fn a_vms_ipv6_address_is_its_ipv4_address_below_the_networks_prefix() {
+        let prefix = unique_local_prefix([0x12, 0x34, 0x56, 0x78, 0x9a], 7);
+        assert_eq!(prefix.to_string(), "fd12:3456:789a:7::");
+        let with = Network { ipv6: Some(prefix), ..network("10.213.4.1", 22) };
+        assert_eq!(with.ipv6_gateway().unwrap().to_string(), "fd12:3456:789a:7::1");
+        let vms = with.ipv6_of(address("10.213.4.2")).unwrap();
+        assert_eq!(vms.to_string(), "fd12:3456:789a:7::ad5:402");
+        assert_eq!(network("10.213.4.1", 22).ipv6_of(address("10.213.4.2")), None);
         let text = serde_json::to_string(&with).unwrap();
         assert_eq!(serde_json::from_str::<Network>(&text).unwrap(), with);
     }

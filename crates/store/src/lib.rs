@@ -14,11 +14,12 @@ mod published;
 mod vms;
 mod workspaces;
 
+use std::net::Ipv6Addr;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
-use banger_host::Installation;
+use banger_host::{Installation, unique_local_prefix};
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
 
 pub use artifacts::{ImageRecord, KernelRecord};
@@ -32,6 +33,7 @@ pub use vms::{Place, RecordedClaim, VmRecord};
 pub struct Store {
     connection: Mutex<Connection>,
     installation: Installation,
+    global_id: [u8; 5],
 }
 
 impl Store {
@@ -58,7 +60,8 @@ impl Store {
         }
         migrations::run(&mut connection, path)?;
         let installation = installation(&mut connection, known).map_err(damaged)?;
-        Ok(Self { connection: Mutex::new(connection), installation })
+        let global_id = global_id(&connection).map_err(damaged)?;
+        Ok(Self { connection: Mutex::new(connection), installation, global_id })
     }
 
     /// Brings the write-ahead log into the database, so that the one file holds all of it.
@@ -74,6 +77,12 @@ impl Store {
     #[must_use]
     pub fn installation(&self) -> &Installation {
         &self.installation
+    }
+
+    /// The IPv6 prefix of the network of this number, 64 bits of an address whose others are 0: always the same one.
+    #[must_use]
+    pub fn ipv6_prefix(&self, number: u8) -> Ipv6Addr {
+        unique_local_prefix(self.global_id, number)
     }
 
     fn connection(&self) -> MutexGuard<'_, Connection> {
@@ -121,6 +130,14 @@ fn installation(
     )?;
     transaction.commit()?;
     Ok(installation)
+}
+
+fn global_id(connection: &Connection) -> rusqlite::Result<[u8; 5]> {
+    let hex: String =
+        connection.query_row("SELECT global_id FROM unique_local", [], |row| row.get(0))?;
+    let number = u64::from_str_radix(&hex, 16).map_err(columns::into_sqlite)?;
+    let [_, _, _, global_id @ ..] = number.to_be_bytes();
+    Ok(global_id)
 }
 
 mod columns {

@@ -104,7 +104,8 @@ impl Store {
 }
 
 fn insert(t: &Transaction<'_>, name: &NetworkName, network: &Network) -> rusqlite::Result<()> {
-    let Network { number, gateway, prefix, mtu, peers } = network;
+    // Its IPv6 prefix is its number's ([`Store::ipv6_prefix`]).
+    let Network { number, gateway, prefix, mtu, peers, ipv6: _ } = network;
     t.execute(
         "INSERT INTO networks VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
         params![number, name.as_str(), gateway.to_string(), prefix, mtu, peers],
@@ -131,6 +132,7 @@ fn network(row: &Row<'_>) -> rusqlite::Result<NetworkRecord> {
             prefix: row.get("prefix")?,
             mtu: row.get("mtu")?,
             peers: row.get("peers")?,
+            ipv6: None,
         },
         vms: row.get("vms")?,
     })

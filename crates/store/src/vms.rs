@@ -1,7 +1,7 @@
 //! VMs and their ledger.
 
 use std::collections::{BTreeSet, HashSet};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use banger_api::image::Config;
 use banger_api::labels::Labels;
@@ -10,7 +10,7 @@ use banger_api::until::Until;
 use banger_api::vm::State;
 use banger_api::workspace::Workspace;
 use banger_api::{Egress, ImageName, KernelName, NetworkName, Problem, Size, VmId, VmName};
-use banger_host::{Claim, Life, Network};
+use banger_host::{Claim, Life, Network, ipv6_below};
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension, Row, Transaction, named_params, params};
 
@@ -56,6 +56,8 @@ pub struct VmRecord {
     pub place: Option<Place>,
     /// The name of that network, as it is read; what [`Store::insert_vm`] records is the place.
     pub network: Option<NetworkName>,
+    /// The IPv6 prefix that its network has in its run, as it is read from the ledger; absent where its run has no IPv6.
+    pub ipv6: Option<Ipv6Addr>,
     /// What it may reach beyond the host.
     pub egress: Egress,
     /// Ports of the host's that lead to its own while it runs.
@@ -93,7 +95,9 @@ const SELECT: &str =
     "SELECT *, (SELECT name FROM networks WHERE number = vms.network) AS network_name,
      (SELECT json_group_array(port) FROM published WHERE vm = vms.id) AS published,
      (SELECT json_group_object(key, value) FROM labels WHERE vm = vms.id) AS labels,
-     (SELECT workspace FROM workspaces WHERE vm = vms.id) AS workspace, (SELECT work FROM workspaces WHERE vm = vms.id) AS work FROM vms";
+     (SELECT workspace FROM workspaces WHERE vm = vms.id) AS workspace, (SELECT work FROM workspaces WHERE vm = vms.id) AS work,
+     (SELECT max(json_extract(claim, '$.network.ipv6')) FROM claims
+      WHERE vm = vms.id AND json_extract(claim, '$.kind') = 'guard') AS ipv6 FROM vms";
 
 /// Why a VM cannot be recorded in its network.
 enum Misplaced {
@@ -194,18 +198,23 @@ impl Store {
         })
     }
 
-    /// Name and address of every VM that runs with a network device: one whose start has claimed the rules for one.
+    /// Name and address of every VM that runs with a network device, one whose start has claimed the rules for one; and the IPv6
+    /// address of those whose run has one.
     ///
     /// # Errors
     /// When the database cannot be read.
-    pub fn running_addresses(&self) -> Result<Vec<(VmName, Ipv4Addr)>, StoreError> {
+    pub fn running_addresses(
+        &self,
+    ) -> Result<Vec<(VmName, Ipv4Addr, Option<Ipv6Addr>)>, StoreError> {
         self.read("list the addresses of the VMs", |c| {
             c.prepare_cached(
-                "SELECT name, address FROM vms WHERE state IN (?1, ?2) AND address IS NOT NULL AND EXISTS
-                 (SELECT 1 FROM claims WHERE vm = vms.id AND json_extract(claim, '$.kind') = 'guard')",
+                "SELECT name, address, json_extract(claim, '$.network.ipv6') AS ipv6 FROM vms JOIN claims ON vm = vms.id
+                 WHERE state IN (?1, ?2) AND address IS NOT NULL AND json_extract(claim, '$.kind') = 'guard'",
             )?
             .query_map([to_word(&State::Running)?, to_word(&State::Paused)?], |row| {
-                Ok((text(row, "name")?, text(row, "address")?))
+                let address = text(row, "address")?;
+                let prefix: Option<Ipv6Addr> = optional_text(row, "ipv6")?;
+                Ok((text(row, "name")?, address, prefix.map(|prefix| ipv6_below(prefix, address))))
             })?
             .collect()
         })
@@ -458,6 +467,7 @@ fn vm(row: &Row<'_>) -> rusqlite::Result<VmRecord> {
     Ok(VmRecord {
         place,
         network: optional_text(row, "network_name")?,
+        ipv6: optional_text(row, "ipv6")?,
         egress: text(row, "egress")?,
         published: published::of_row(row)?,
         exposed: json(row, "exposed")?,

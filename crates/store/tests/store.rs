@@ -11,7 +11,7 @@ use banger_api::until::Until;
 use banger_api::vm::State;
 use banger_api::workspace::{Work, Workspace};
 use banger_api::{Code, Egress, ImageName, KernelName, NetworkName, Problem, Size, VmId, VmName};
-use banger_host::{Claim, Disk, DiskSource, Installation, Mark, Nat, Network};
+use banger_host::{Claim, Disk, DiskSource, Guard, Installation, Mac, Mark, Nat, Network};
 use banger_store::{Deleted, Store, StoreError, VmRecord};
 use jiff::Timestamp;
 
@@ -43,6 +43,7 @@ fn vm(name: &str) -> VmRecord {
         config: Default::default(),
         entrypoint: false,
         place: None,
+        ipv6: None,
         network: None,
         egress: Egress::None,
         published: Vec::new(),
@@ -195,7 +196,14 @@ fn name(text: &str) -> NetworkName {
 
 /// With room for five VMs.
 fn small() -> Network {
-    Network { number: 0, gateway: Ipv4Addr::new(10, 0, 0, 1), prefix: 29, mtu: 1500, peers: false }
+    Network {
+        number: 0,
+        gateway: Ipv4Addr::new(10, 0, 0, 1),
+        prefix: 29,
+        mtu: 1500,
+        peers: false,
+        ipv6: None,
+    }
 }
 
 #[test]
@@ -234,6 +242,39 @@ fn a_vm_is_found_by_its_address_with_what_is_exposed_to_it() {
     let found = [2, 3].map(|last| at(last).map(|vm| (vm.name, vm.exposed)).unwrap());
     assert_eq!(found, [(one.name, one.exposed), (two.name, [].into())]);
     assert_eq!(at(4), None);
+}
+
+#[test]
+fn a_run_has_the_ipv6_prefix_that_its_guard_says_and_that_of_a_network_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    store.set_network(&name("default"), &small()).unwrap();
+    let prefix = store.ipv6_prefix(0);
+    assert!(prefix.octets()[0] == 0xfd && prefix.octets()[6..] == [0; 10], "{prefix}");
+    let vms = ["with", "without"].map(vm);
+    for (vm, ipv6) in vms.iter().zip([Some(prefix), None]) {
+        store.insert_vm(vm, Some(&small()), &[]).unwrap();
+        let place = store.vm(&vm.id).unwrap().unwrap().place.unwrap();
+        let mark = Mark::new(store.installation().clone(), vm.id.clone());
+        let guard = Claim::Guard(Guard {
+            network: Network { ipv6, ..small() },
+            address: place.address,
+            mac: Mac::of(&mark),
+            exposed: [].into(),
+            mark,
+        });
+        store.begin_start(&vm.id, "qemu", &[guard]).unwrap();
+        store.set_running(&vm.id, "boot", Timestamp::now()).unwrap();
+    }
+    drop(store);
+    let store = open(folder.path());
+    assert_eq!(store.ipv6_prefix(0), prefix);
+    let found = vms.each_ref().map(|vm| store.vm(&vm.id).unwrap().unwrap().ipv6);
+    assert_eq!(found, [Some(prefix), None]);
+    let mut running = store.running_addresses().unwrap();
+    running.sort();
+    let ipv6 = banger_host::ipv6_below(prefix, Ipv4Addr::new(10, 0, 0, 2));
+    assert_eq!(running.iter().map(|(_, _, ipv6)| *ipv6).collect::<Vec<_>>(), [Some(ipv6), None]);
 }
 
 #[test]

@@ -27,6 +27,7 @@ pub(crate) fn machine(driver: &dyn Driver) -> Machine {
                 prefix: 22,
                 mtu: 1500,
                 peers: false,
+                ipv6: None,
             },
             address: [10, 213, 0, 2].into(),
             mac: Mac::of(&mark),

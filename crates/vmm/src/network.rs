@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
-use banger_api::{Egress, GuestNet, Zone};
-use banger_host::{Claim, Guard, Mac, Mark, Nat, Network, Tap, user_network};
+use banger_api::{Egress, GuestIpv6, GuestNet, Zone};
+use banger_host::{Claim, Guard, IPV6_PREFIX, Mac, Mark, Nat, Network, Tap, user_network};
 
 /// The one network device of a VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,9 +39,16 @@ impl NetworkDevice {
 
     /// For the guest's agent, on the kernel's command line.
     pub(crate) fn word(&self) -> String {
-        let Network { gateway, prefix, mtu, number: _, peers: _ } = self.network;
+        let Network { gateway, prefix, mtu, number: _, peers, ipv6: _ } = self.network;
         let zone = self.zone.clone();
-        GuestNet { address: self.address, prefix, gateway, mtu, zone }.to_string()
+        let both = self.network.ipv6_of(self.address).zip(self.network.ipv6_gateway());
+        let ipv6 = both.map(|(address, gateway)| GuestIpv6 {
+            address,
+            // Nobody but peers is reached without the host: what is for others comes to its rules, which say no at once.
+            prefix: if peers { IPV6_PREFIX } else { 128 },
+            gateway,
+        });
+        GuestNet { address: self.address, prefix, gateway, mtu, zone, ipv6 }.to_string()
     }
 }
 
@@ -58,6 +65,6 @@ impl UserNetwork {
         let zone = self.zone.clone();
         let (address, gateway) = (user_network::ADDRESS, user_network::GATEWAY);
         let (prefix, mtu) = (user_network::PREFIX, user_network::MTU);
-        GuestNet { address, prefix, gateway, mtu, zone }.to_string()
+        GuestNet { address, prefix, gateway, mtu, zone, ipv6: None }.to_string()
     }
 }

@@ -138,8 +138,7 @@ mod tests {
         let writable: Vec<&str> =
             settings(&text).filter_map(|(_, line)| line.strip_prefix("ReadWritePaths=")).collect();
         // No part of either is named for itself.
-        let forwarding =
-            "-/proc/sys/net/ipv4/ip_forward -/proc/sys/net/ipv4/conf/all/accept_redirects";
+        let forwarding = "-/proc/sys/net/ipv4/ip_forward -/proc/sys/net/ipv4/conf/all/accept_redirects -/proc/sys/net/ipv6/conf";
         assert_eq!(writable, [super::super::DATA, forwarding]);
     }
 

@@ -299,6 +299,7 @@ fn vm(name: &str, state: vm::State) -> Vm {
         disk_bytes: Size::gib(8),
         network: Some(NetworkName::parse("default").unwrap()),
         address: Some(Ipv4Addr::new(10, 213, 0, 2)),
+        ipv6: (state == vm::State::Running).then(|| "fd12:3456:789a::ad5:2".parse().unwrap()),
         nat: false,
         published: Vec::new(),
         exposed: [].into(),

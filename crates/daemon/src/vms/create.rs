@@ -272,6 +272,7 @@ impl Daemon {
                 config: image.config.clone(),
                 entrypoint,
                 place: None,
+                ipv6: None,
                 network: None,
                 egress: egress_of(request)?,
                 published: request.published.clone(),

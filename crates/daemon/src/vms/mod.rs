@@ -31,6 +31,7 @@ pub mod work;
 
 use banger_api::vm::Vm;
 use banger_api::{Code, Egress, Problem, VmId, VmName};
+use banger_host::ipv6_below;
 use banger_store::VmRecord;
 
 use crate::daemon::Daemon;
@@ -53,6 +54,10 @@ pub fn shown(record: VmRecord) -> Vm {
         disk_bytes: record.disk,
         network: record.network,
         address: record.place.map(|place| place.address),
+        ipv6: record
+            .place
+            .zip(record.ipv6)
+            .map(|(place, prefix)| ipv6_below(prefix, place.address)),
         nat: record.egress == Egress::All,
         egress: record.egress,
         published: record.published,

@@ -207,8 +207,8 @@ impl Daemon {
         let channel = self.channel(vm).await?;
         let listening = agent::ports(&channel).await?;
         let addresses = self.store.running_addresses().map_err(problems::store)?;
-        let address = addresses.into_iter().find(|(name, _)| *name == vm.name);
-        let address = address.map(|(_, address)| IpAddr::V4(address));
+        let address = addresses.into_iter().find(|(name, ..)| *name == vm.name);
+        let address = address.map(|(_, address, _)| IpAddr::V4(address));
         let published = self.slots.of(&vm.id).published();
         let name = format!("{}.{}", vm.name, self.config.network.zone);
         let shown = |socket: Listening| {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use banger_api::vm::{Refused, RefusedWhat, SetVm};
 use banger_api::{Code, Egress, Problem, VmId};
-use banger_host::{Claim, Denied, Nat};
+use banger_host::{Claim, Denied, Nat, Network};
 use banger_store::{Place, VmRecord};
 use jiff::{SignedDuration, Timestamp};
 
@@ -149,7 +149,8 @@ impl Daemon {
         place: Place,
         egress: &Egress,
     ) -> Result<(Option<Claim>, bool), Problem> {
-        let network = self.network_of(place)?;
+        // As its run has it, whatever the host has got or lost since.
+        let network = Network { ipv6: vm.ipv6, ..self.network_of(place)? };
         let claim = Nat::of(&self.mark(&vm.id), network, place.address, egress).map(Claim::Nat);
         let rows = self.store.claims(&vm.id).map_err(problems::store)?;
         let mut recorded = rows.iter().filter(|row| is_way_out(&row.claim));

@@ -76,6 +76,8 @@ impl Daemon {
         let user_network = self.user_network(vm).await?;
         if let Some(place) = vm.place {
             self.gates.begin(place.address, &mark, &vm.egress);
+            let has_ipv6 = network.as_ref().is_some_and(|device| device.network.ipv6.is_some());
+            self.gates.set_ipv6(place.address, has_ipv6);
         }
         let used = network.as_ref().map(|device| device.network);
         let leaving = network

@@ -27,7 +27,7 @@ pub(crate) const UID: u32 = 1_900_000_000;
 pub(crate) fn network() -> (Network, Ipv4Addr) {
     let gateway = Ipv4Addr::new(10, 213, 0, 1);
     (
-        Network { number: 0, gateway, prefix: 22, mtu: 1500, peers: false },
+        Network { number: 0, gateway, prefix: 22, mtu: 1500, peers: false, ipv6: None },
         Ipv4Addr::new(10, 213, 0, 2),
     )
 }

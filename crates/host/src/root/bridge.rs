@@ -5,6 +5,7 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::sync::{Mutex, MutexGuard};
 
+use super::bridge_ipv6;
 use super::netlink::{self, Link};
 use crate::Held;
 use crate::error::HostError;
@@ -93,6 +94,7 @@ pub(super) fn ensure(installation: &Installation, network: &Network) -> io::Resu
     if !bridge.up {
         netlink::bring_up(bridge.index)?;
     }
+    bridge_ipv6::ensure(&bridge, network, has_ports(&bridge)?)?;
     Ok(bridge.index)
 }
 

@@ -40,6 +40,7 @@ pub(super) fn release(mark: &Mark) -> Result<(), HostError> {
     let remove = || {
         let left = nft::change(mark.installation(), |rules| {
             rules.guards.remove(mark);
+            rules.ipv6.remove(mark);
             rules.peers.remove(mark);
             rules.exposed.retain(|(whose, ..)| whose != mark);
             Ok(())
@@ -56,8 +57,10 @@ pub(super) fn list(rules: &Rules) -> impl Iterator<Item = Held> {
 
 fn insert(rules: &mut Rules, claim: &Guard) -> io::Result<()> {
     let wanted = (claim.mac, claim.address);
+    let ipv6 = claim.network.ipv6_of(claim.address);
     let other = rules.guards.iter().find(|(mark, there)| {
-        if **mark == claim.mark { **there != wanted } else { there.1 == claim.address }
+        let is_another = **there != wanted || rules.ipv6.get(*mark) != ipv6.as_ref();
+        if **mark == claim.mark { is_another } else { there.1 == claim.address }
     });
     if let Some((mark, (mac, address))) = other {
         let said = format!("VM {mark} is known as {address} with {mac} already");
@@ -76,6 +79,7 @@ fn insert(rules: &mut Rules, claim: &Guard) -> io::Result<()> {
         return Err(io::Error::other(said));
     }
     rules.guards.insert(claim.mark.clone(), wanted);
+    rules.ipv6.extend(ipv6.map(|address| (claim.mark.clone(), address)));
     if claim.network.peers {
         rules.peers.insert(claim.mark.clone(), (claim.network.number, claim.address));
     }

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::lists::Attempt;
 use super::rules::{self, Before, INET, MEMORY, Rules, WayOut};
-use super::{netlink, nft};
+use super::{forwarding_ipv6, netlink, nft};
 use crate::Held;
 use crate::error::HostError;
 use crate::mark::{Installation, Mark};
@@ -69,14 +69,15 @@ const ACCEPT_REDIRECTS: &str = "/proc/sys/net/ipv4/conf/all/accept_redirects";
 pub(super) fn acquire(claim: &Nat) -> Result<(), HostError> {
     let installation = claim.mark.installation();
     let make = || {
-        nft::change(installation, |rules| {
+        let rules = nft::change(installation, |rules| {
             insert(rules, claim)?;
             if rules.before.is_none() {
                 rules.before =
                     if is_on(IP_FORWARD)? { others_memory(installation)? } else { Some(look()?) };
             }
-            Ok(())
+            forwarding_ipv6::remember(installation, rules)
         })?;
+        forwarding_ipv6::turn_on(&rules)?;
         if is_on(IP_FORWARD)? { Ok(()) } else { set(IP_FORWARD, true) }
     };
     make().map_err(|e: io::Error| {
@@ -129,6 +130,7 @@ pub(super) fn denied(mark: &Mark) -> Result<Vec<Denied>, HostError> {
 
 /// Makes the host what it was when the last way out has gone. What somebody else has changed meanwhile stays.
 pub(super) fn settle(installation: &Installation, left: &Rules) -> io::Result<()> {
+    forwarding_ipv6::settle(installation, left)?;
     if left.before.is_none() || !left.ways_out.is_empty() {
         return Ok(());
     }
@@ -146,7 +148,10 @@ pub(super) fn settle(installation: &Installation, left: &Rules) -> io::Result<()
 }
 
 fn insert(rules: &mut Rules, claim: &Nat) -> io::Result<()> {
-    let wanted = WayOut { address: claim.address, only: claim.only.as_deref().map(outermost) };
+    // What a list names is IPv4: nothing else is let through by it.
+    let ipv6 = claim.network.ipv6_of(claim.address).filter(|_| claim.only.is_none());
+    let only = claim.only.as_deref().map(outermost);
+    let wanted = WayOut { address: claim.address, only, ipv6 };
     let other = rules.ways_out.iter().find(|(mark, there)| {
         if **mark == claim.mark { **there != wanted } else { there.address == claim.address }
     });

@@ -14,6 +14,8 @@ use rustix::net::{
 
 use crate::network::Mac;
 
+pub(super) mod ipv6;
+
 /// A network device as the kernel describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Link {

@@ -2,6 +2,7 @@
 //! own.
 
 mod exposed;
+mod ipv6;
 mod peers;
 
 mod firewalls;
@@ -34,13 +35,13 @@ pub(super) const SERVER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 pub(super) const SOON: Duration = Duration::from_secs(10);
 
 pub(super) fn network() -> Network {
-    Network { number: 0, gateway: GATEWAY, prefix: 22, mtu: 1500, peers: false }
+    Network { number: 0, gateway: GATEWAY, prefix: 22, mtu: 1500, peers: false, ipv6: None }
 }
 
 /// Another one, whose guests reach each other.
 fn team() -> Network {
     let gateway = Ipv4Addr::new(10, 213, 8, 1);
-    Network { number: 1, gateway, prefix: 22, mtu: 1500, peers: true }
+    Network { number: 1, gateway, prefix: 22, mtu: 1500, peers: true, ipv6: None }
 }
 
 const MEMBER: Ipv4Addr = Ipv4Addr::new(10, 213, 8, 2);
@@ -183,10 +184,12 @@ fn what_was_made_is_listed_and_found_right_the_next_time() {
                 (member.clone(), (Mac::of(&member), MEMBER)),
             ]
             .into(),
+            ipv6: [].into(),
             peers: [(member.clone(), (1, MEMBER))].into(),
             exposed: [].into(),
-            ways_out: [(mark.clone(), WayOut { address: GUEST, only: None })].into(),
+            ways_out: [(mark.clone(), WayOut { address: GUEST, only: None, ipv6: None })].into(),
             before: Some(Before { accepted_redirects: true, forwarding: [].into() }),
+            before_ipv6: None,
         };
         assert_eq!(found.rules, rules);
         let before = ruleset();

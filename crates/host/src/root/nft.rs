@@ -81,12 +81,15 @@ pub(super) fn ability() -> Result<(), String> {
     let mut some = Rules { before: Some(before), ..Rules::default() };
     let address = [10, 213, 0, 2].into();
     some.guards.insert(vm.clone(), (crate::Mac::of(&vm), address));
-    let anywhere = WayOut { address, only: None };
+    let ipv6 = crate::network::ipv6_below([0xfd00, 0, 0, 0, 0, 0, 0, 0].into(), address);
+    some.ipv6.insert(vm.clone(), ipv6);
+    let anywhere = WayOut { address, only: None, ipv6: Some(ipv6) };
     let other = Mark::parse("bg0000-00000001").expect("a mark");
     let only = [Cidr::parse("203.0.113.0/24").expect("a subnet")].into();
     some.peers.insert(vm.clone(), (0, address));
     some.exposed.insert((vm.clone(), address, 5432));
-    some.ways_out.insert(other, WayOut { address: [10, 213, 0, 3].into(), only: Some(only) });
+    let listed = WayOut { address: [10, 213, 0, 3].into(), only: Some(only), ipv6: None };
+    some.ways_out.insert(other, listed);
     some.ways_out.insert(vm, anywhere);
     let Some(change) = rules::change(&nobodys, &Found::default(), &some, false) else {
         return Ok(());

@@ -137,7 +137,14 @@ mod tests {
     use crate::network::Network;
 
     fn network() -> Network {
-        Network { number: 0, gateway: [10, 213, 4, 1].into(), prefix: 22, mtu: 1500, peers: false }
+        Network {
+            number: 0,
+            gateway: [10, 213, 4, 1].into(),
+            prefix: 22,
+            mtu: 1500,
+            peers: false,
+            ipv6: None,
+        }
     }
 
     #[test]

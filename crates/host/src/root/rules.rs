@@ -5,7 +5,7 @@
 //! are neither read nor changed.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use banger_api::Cidr;
 use serde_json::{Value, json};
@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::Guard;
 use super::lists::{self, LISTED, Passing, SUBNETS};
 use super::tables::{Table, written};
+use super::{forwarding_ipv6, rules_ipv6};
 use crate::mark::{Installation, Mark};
 use crate::network::{Mac, bridge_name, bridge_number};
 
@@ -32,6 +33,8 @@ pub(super) const INET: u8 = 1;
 pub(super) struct Rules {
     /// Who a VM is.
     pub(super) guards: BTreeMap<Mark, (Mac, Ipv4Addr)>,
+    /// What the VMs that have IPv6 may call themselves by it.
+    pub(super) ipv6: BTreeMap<Mark, Ipv6Addr>,
     /// Who reaches the others of its network: the number of that, and the VM's address.
     pub(super) peers: BTreeMap<Mark, (u8, Ipv4Addr)>,
     /// Which ports of the gateway lead to a service of the host: whose they are, and from which address.
@@ -41,6 +44,8 @@ pub(super) struct Rules {
     /// What the host was before the first way out, where it did not forward. Kept in the table, so that whoever undoes the
     /// last one knows.
     pub(super) before: Option<Before>,
+    /// The same of IPv6.
+    pub(super) before_ipv6: Option<forwarding_ipv6::Before>,
 }
 
 /// What leaves the host.
@@ -50,6 +55,8 @@ pub(super) struct WayOut {
     pub(super) address: Ipv4Addr,
     /// To these, none of which is in another, and to what names lead to; to anybody where it is `None`.
     pub(super) only: Option<BTreeSet<Cidr>>,
+    /// The VM's IPv6 address, if it is to leave by that, too.
+    pub(super) ipv6: Option<Ipv6Addr>,
 }
 
 /// Settings of a host that does not forward, which a host that does loses (`inet_forward_change` of the kernel's
@@ -100,6 +107,7 @@ pub(super) fn read(installation: &Installation, listings: &[Value]) -> Found {
     let (mut rules, mut passing, mut subnets) = (Rules::default(), Passing::default(), Vec::new());
     let (mut objects, mut memories, mut forwarding) = (Vec::new(), Vec::new(), BTreeSet::new());
     let (mut talkers, mut ports) = (BTreeSet::new(), 0);
+    let mut ipv6 = rules_ipv6::Reading::default();
     for object in listings.iter().filter_map(|listing| listing["nftables"].as_array()).flatten() {
         let Some((kind, body)) = object.as_object().and_then(|object| object.iter().next()) else {
             continue;
@@ -110,6 +118,11 @@ pub(super) fn read(installation: &Installation, listings: &[Value]) -> Found {
                 memories.push(body["name"].clone());
                 continue;
             }
+            "chain" if body["name"] == rules_ipv6::MEMORY => {
+                ipv6.remembers();
+                continue;
+            }
+            "set" if ipv6.take_set(body, &mut rules) => {}
             "set" if body["name"] == FORWARDING[1] => {
                 let names = body["elem"].as_array().into_iter().flatten();
                 forwarding.extend(names.filter_map(Value::as_str).map(str::to_owned));
@@ -164,6 +177,7 @@ pub(super) fn read(installation: &Installation, listings: &[Value]) -> Found {
             None => is_current = false,
         }
     }
+    is_current &= ipv6.finish(&mut rules);
     Found { rules, passing, is_there: !listings.is_empty(), is_current }
 }
 
@@ -182,7 +196,7 @@ fn read_element(set: &str, element: &Value, rules: &mut Rules) {
     let address = |text: &Value| text.as_str().and_then(|text| text.parse().ok());
     if let (Some(mark), Some(address)) = (mark(&whole["comment"]), address(&whole["val"])) {
         let only = (set == LISTED[1]).then(BTreeSet::new);
-        rules.ways_out.insert(mark, WayOut { address, only });
+        rules.ways_out.insert(mark, WayOut { address, only, ipv6: None });
         return;
     }
     let between = whole["val"]["concat"].as_array().map(Vec::as_slice);
@@ -244,6 +258,7 @@ pub(super) fn change(
         let changed = elements.chain(before);
         all.extend(changed.map(|it| json!({ verb: it })));
     }
+    all.extend(rules_ipv6::change(installation, there, wanted));
     let closed = there.ways_out.iter().filter(|(mark, way)| wanted.ways_out.get(mark) != Some(way));
     let closed = closed.map(|(_, way)| way.address).collect();
     let gone = there.guards.iter().filter(|(mark, who)| wanted.guards.get(mark) != Some(who));
@@ -263,7 +278,7 @@ pub(super) fn open(
     seconds: u32,
 ) -> Result<Option<Value>, String> {
     match found.rules.ways_out.get(mark) {
-        Some(WayOut { address, only: Some(_) }) => {
+        Some(WayOut { address, only: Some(_), ipv6: _ }) => {
             let opened = found.passing.open(mark.installation(), *address, addresses, seconds)?;
             Ok(opened.map(commands))
         }
@@ -278,6 +293,8 @@ pub fn for_one(guard: &Guard) -> (Value, String) {
     let installation = guard.mark.installation();
     let mut rules = Rules::default();
     rules.guards.insert(guard.mark.clone(), (guard.mac, guard.address));
+    let ipv6 = guard.network.ipv6_of(guard.address);
+    rules.ipv6.extend(ipv6.map(|address| (guard.mark.clone(), address)));
     let table = table(installation);
     let undo = FAMILIES.map(|(family, _)| format!("delete table {family} {table}"));
     (commands(whole(installation, &rules, &Passing::default())), undo.join("; "))
@@ -299,6 +316,7 @@ fn whole(installation: &Installation, rules: &Rules, passing: &Passing) -> Vec<V
     let before = rules.before.iter().flat_map(|before| memory(installation, before));
     let elements = [senders, talkers, peers, exposed].into_iter().flatten().chain(ways_out);
     let contents = elements.chain(kept).chain(before);
+    let contents = contents.chain(rules_ipv6::contents(installation, rules));
     let added = tables.into_iter().chain(written(installation)).chain(contents);
     all.extend(added.map(|it| json!({ "add": it })));
     all
@@ -362,7 +380,7 @@ fn leaving<'a>(
     ways_out: impl Iterator<Item = (&'a Mark, &'a WayOut)>,
 ) -> Vec<Value> {
     let (mut free, mut listed, mut subnets) = (Vec::new(), Vec::new(), Vec::new());
-    for (mark, WayOut { address, only }) in ways_out {
+    for (mark, WayOut { address, only, ipv6: _ }) in ways_out {
         let element = lists::way_out((mark, *address));
         if only.is_some() { &mut listed } else { &mut free }.push(element);
         let only = only.iter().flatten();
@@ -397,18 +415,25 @@ mod tests {
         (mark, (mac, Ipv4Addr::new(10, 213, 0, number)))
     }
 
+    fn ipv6(number: u8) -> Ipv6Addr {
+        crate::network::ipv6_below("fd12:3456:789a::".parse().unwrap(), vm(number).1.1)
+    }
+
     /// With guards for the first ones, a way out for the second, and one to some addresses for the first.
     fn rules(guards: u8) -> Rules {
         let mut rules = Rules { guards: (2..2 + guards).map(vm).collect(), ..Rules::default() };
         let (mark, (_, address)) = vm(3);
         rules.peers.insert(mark.clone(), (1, address));
         rules.exposed.insert((mark.clone(), address, 5432));
-        rules.ways_out.insert(mark, WayOut { address, only: None });
+        rules.ways_out.insert(mark.clone(), WayOut { address, only: None, ipv6: Some(ipv6(3)) });
+        rules.ipv6.insert(mark, ipv6(3));
         let (mark, (_, address)) = vm(2);
         let only = ["203.0.113.0/24", "198.51.100.7"].map(|cidr| Cidr::parse(cidr).unwrap());
-        rules.ways_out.insert(mark, WayOut { address, only: Some(only.into()) });
+        rules.ways_out.insert(mark, WayOut { address, only: Some(only.into()), ipv6: None });
         let forwarding = ["eth1".to_owned()].into();
         rules.before = Some(Before { accepted_redirects: false, forwarding });
+        let [forwarding, listening] = [["eth1".to_owned()].into(), ["eth0".to_owned()].into()];
+        rules.before_ipv6 = Some(forwarding_ipv6::Before { forwarding, listening });
         rules
     }
 

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::lists;
 use super::rules::{DNS_PORT, EXPOSE_PORT, table};
+use super::tables_ipv6 as ipv6;
 use crate::mark::Installation;
 
 /// Sets, chains and rules of both tables, in the order and the words that nft lists them in: what differs is written anew.
@@ -58,6 +59,7 @@ fn inet(installation: &Installation) -> Vec<Value> {
         table.set("forwarding", json!("ifname")),
     ];
     all.extend(lists::sets(&table));
+    all.extend(ipv6::inet_sets(&table));
     all.extend([
         // Before other people's translations of the same packets: the first that takes one has it.
         table.hook("prerouting", "nat", -110),
@@ -69,6 +71,7 @@ fn inet(installation: &Installation) -> Vec<Value> {
         table.chain("world_to_guest"),
     ]);
     all.extend(lists::CHAINS.map(|chain| table.chain(chain)));
+    all.extend(ipv6::inet_chains(&table));
     let rules = [
         ("prerouting", vec![from_guest(), to_gateway(), port("udp", 53), dns()]),
         ("prerouting", vec![from_guest(), to_gateway(), port("tcp", 53), dns()]),
@@ -85,6 +88,14 @@ fn inet(installation: &Installation) -> Vec<Value> {
             ],
         ),
         ("postrouting", lists::masqueraded(&bridges)),
+        (
+            "postrouting",
+            vec![
+                ipv6::may_leave("saddr"),
+                meta("oifname", "!=", &bridges),
+                json!({ "masquerade": null }),
+            ],
+        ),
         ("guest_to_host", vec![answers(), accept()]),
         ("guest_to_host", vec![redirected(), port("udp", DNS_PORT), accept()]),
         ("guest_to_host", vec![redirected(), port("tcp", DNS_PORT), accept()]),
@@ -93,12 +104,15 @@ fn inet(installation: &Installation) -> Vec<Value> {
             "guest_to_host",
             vec![to_gateway(), matches(&payload("icmp", "type"), "==", "echo-request"), accept()],
         ),
+        ("guest_to_host", vec![to_gateway(), ipv6::is_echo_request(), accept()]),
+        ("guest_to_host", vec![ipv6::is_of_neighbours(), accept()]),
         ("guest_to_host", vec![protocol_is(TCP), json!({ "reject": { "type": "tcp reset" } })]),
         (
             "guest_to_host",
             vec![json!({ "reject": { "type": "icmpx", "expr": "port-unreachable" } })],
         ),
         ("guest_to_world", vec![among_peers(), accept()]),
+        ("guest_to_world", vec![ipv6::among_peers(), accept()]),
         // One guest to another: their ports are isolated, and the host answers in the other's place.
         // The kernel tells the first packet of each a better way (ICMP redirect), and is then slow to say no by ICMP: they share
         // one rate (`inet_peer_xrlim_allow`).
@@ -108,20 +122,24 @@ fn inet(installation: &Installation) -> Vec<Value> {
         ),
         ("guest_to_world", vec![to_guest(), forbidden()]),
         ("guest_to_world", vec![matches(&payload("ip", "daddr"), "==", link_local), to("refused")]),
+        ("guest_to_world", vec![ipv6::is_nobodys(), to("refused")]),
         ("guest_to_world", vec![may_leave("saddr"), accept()]),
+        ("guest_to_world", vec![ipv6::may_leave("saddr"), accept()]),
         ("guest_to_world", vec![lists::is_listed("saddr"), to("guest_to_listed")]),
         ("guest_to_world", vec![to("refused")]),
         ("world_to_guest", vec![may_leave("daddr"), answers(), accept()]),
+        ("world_to_guest", vec![ipv6::may_leave("daddr"), answers(), accept()]),
         ("world_to_guest", vec![lists::is_listed("daddr"), answers(), to("listed_to_guest")]),
         ("world_to_guest", vec![forbidden()]),
     ];
     let rules = rules.into_iter().chain(lists::rules(&answers(), &forbidden()));
+    let rules = rules.chain(ipv6::inet_rules(&bridges, &forbidden()));
     all.extend(rules.map(|(chain, rule)| table.rule(chain, rule)));
     all
 }
 
-/// What a guest may call itself, and whether others of its bridge hear it. Everything is dropped that is neither IPv4 nor ARP of
-/// the VM's own addresses, whatever device of ours it comes in by: a tap that no guard was made for passes nothing.
+/// What a guest may call itself, and whether others of its bridge hear it. Everything is dropped that is neither IPv4, IPv6 nor
+/// ARP of the VM's own addresses, whatever device of ours it comes in by: a tap that no guard was made for passes nothing.
 fn bridge(installation: &Installation) -> Vec<Value> {
     let table = Table { family: "bridge", name: table(installation) };
     let taps = format!("bg{installation}-*");
@@ -140,11 +158,15 @@ fn bridge(installation: &Installation) -> Vec<Value> {
     let mut all = vec![
         table.set("senders", json!(["ifname", "ether_addr", "ipv4_addr"])),
         table.set("peers", json!("ifname")),
+    ];
+    all.extend(ipv6::bridge_sets(&table));
+    all.extend([
         table.hook("prerouting", "filter", -200),
         table.hook("forward", "filter", -200),
         table.chain("guest"),
         table.chain("guest_arp"),
-    ];
+        table.chain(ipv6::BRIDGE_CHAIN),
+    ]);
     let rules = [
         ("prerouting", vec![from_guest(), to("guest")]),
         (
@@ -153,9 +175,10 @@ fn bridge(installation: &Installation) -> Vec<Value> {
         ),
         ("forward", vec![from_guest(), drop()]),
         // As the frame has it: one with a VLAN tag is neither.
-        ("guest", vec![ether_type("!=", json!({ "set": ["ip", "arp"] })), drop()]),
+        ("guest", vec![ether_type("!=", json!({ "set": ["ip", "arp", "ip6"] })), drop()]),
         ("guest", vec![are_its_own(sender(), payload("ip", "saddr")), accept()]),
         ("guest", vec![ether_type("==", json!("arp")), to("guest_arp")]),
+        ("guest", ipv6::is_its_own()),
         ("guest", vec![drop()]),
         (
             "guest_arp",
@@ -172,7 +195,8 @@ fn bridge(installation: &Installation) -> Vec<Value> {
         ),
         ("guest_arp", vec![drop()]),
     ];
-    all.extend(rules.into_iter().map(|(chain, rule)| table.rule(chain, rule)));
+    let rules = rules.into_iter().chain(ipv6::bridge_rules());
+    all.extend(rules.map(|(chain, rule)| table.rule(chain, rule)));
     all
 }
 
@@ -203,8 +227,12 @@ impl Table {
     }
 
     fn hook(&self, hook: &str, kind: &str, priority: i32) -> Value {
+        self.hook_named(hook, hook, kind, priority)
+    }
+
+    pub(super) fn hook_named(&self, name: &str, hook: &str, kind: &str, priority: i32) -> Value {
         json!({ "chain": {
-            "family": self.family, "table": self.name, "name": hook,
+            "family": self.family, "table": self.name, "name": name,
             "type": kind, "hook": hook, "prio": priority, "policy": "accept",
         } })
     }

@@ -215,7 +215,14 @@ mod tests {
     const UID: u32 = 1_900_000_000;
 
     fn network() -> Network {
-        Network { number: 0, gateway: [10, 213, 4, 1].into(), prefix: 22, mtu: 1400, peers: false }
+        Network {
+            number: 0,
+            gateway: [10, 213, 4, 1].into(),
+            prefix: 22,
+            mtu: 1400,
+            peers: false,
+            ipv6: None,
+        }
     }
 
     fn tap(mark: &Mark) -> Tap {

@@ -75,7 +75,8 @@ impl World {
         let [.., high, low] = std::process::id().to_be_bytes();
         let third = low ^ WORLDS.fetch_add(1, Ordering::Relaxed);
         let gateway = Ipv4Addr::new(10, 128 | high, third, 1);
-        let network = Network { number: 0, gateway, prefix: 24, mtu: 1500, peers: false };
+        let network =
+            Network { number: 0, gateway, prefix: 24, mtu: 1500, peers: false, ipv6: None };
         Self { root, folder, network, addresses: AtomicU8::new(2) }
     }
 
