@@ -4,6 +4,8 @@
 //! GET  /v1/exec      WebSocket: a command, see exec.rs
 //! PUT  /v1/image     what the image says about its programs (JSON GuestImage); runs its program if asked to
 //! GET  /v1/init      what PID 1 is and how far, once it has started what it starts
+//! PUT  /v1/ssh       who the guest is to ssh clients, and who may come (JSON GuestSsh)
+//! GET  /v1/ssh       a stream that carries an ssh connection, see ssh/door.rs
 //! GET  /v1/connect   a stream to a port of the guest's, see guest_port.rs
 //! GET  /v1/ports     what waits for somebody in the guest (JSON array of Listening)
 //! GET  /v1/health    200 {"uptime_ms": ..}
@@ -33,6 +35,7 @@ use tokio_tungstenite::tungstenite::protocol::Role;
 
 use crate::entrypoint::{self, Entrypoint, EntrypointError};
 use crate::init::{Init, InitError};
+use crate::ssh::Door;
 use crate::{cmdline, console, exec, guest_port, probe, shutdown, sockets};
 
 type Reply = Response<Full<Bytes>>;
@@ -47,6 +50,7 @@ pub(crate) struct Guest {
     entrypoint: OnceCell<Arc<Entrypoint>>,
     /// To its ports, each with one of these.
     connections: Arc<Semaphore>,
+    ssh: Arc<Door>,
 }
 
 /// What an image says is no longer than this: 1 MiB.
@@ -60,6 +64,7 @@ impl Guest {
             image: Mutex::default(),
             entrypoint: OnceCell::new(),
             connections: Arc::new(Semaphore::new(guest_port::MOST)),
+            ssh: Arc::default(),
         }
     }
 
@@ -76,6 +81,7 @@ impl Guest {
         }
         let config = Arc::new(image.config);
         *self.image.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&config);
+        self.ssh.take_image(Config::clone(&config));
         if !image.run || config.program().is_empty() {
             return Ok(());
         }
@@ -133,6 +139,11 @@ async fn answer(request: Request<Incoming>, guest: Arc<Guest>) -> Result<Reply, 
             }
         }
         (&Method::GET, "/v1/ports") => ports().await,
+        (&Method::PUT, "/v1/ssh") => take_ssh(request, &guest).await,
+        (&Method::GET, "/v1/ssh") => match guest.ssh.upgrade(request) {
+            Ok(reply) => reply,
+            Err((status, problem)) => json(status, &problem),
+        },
         (&Method::PUT, "/v1/image") => take_image(request, &guest).await,
         (&Method::GET, "/v1/init") => match guest.init.state().await {
             Ok(state) => json(StatusCode::OK, &state),
@@ -190,6 +201,19 @@ async fn take_image(request: Request<Incoming>, guest: &Arc<Guest>) -> Reply {
                 json(StatusCode::CONFLICT, &Problem::from_error(Code::Guest, &error))
             }
         },
+    }
+}
+
+async fn take_ssh(request: Request<Incoming>, guest: &Arc<Guest>) -> Reply {
+    let taken = match Limited::new(request.into_body(), LARGEST_BODY).collect().await {
+        Ok(body) => serde_json::from_slice(&body.to_bytes())
+            .map_err(|error| Problem::from_error(Code::Invalid, &error))
+            .and_then(|ssh| guest.ssh.open(ssh)),
+        Err(error) => Err(Problem::from_error(Code::Invalid, error.as_ref())),
+    };
+    match taken {
+        Ok(()) => json(StatusCode::OK, &serde_json::json!({})),
+        Err(problem) => json(StatusCode::BAD_REQUEST, &problem),
     }
 }
 

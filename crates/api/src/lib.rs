@@ -22,6 +22,7 @@ pub mod operation;
 pub mod ports;
 pub mod problem;
 pub mod size;
+pub mod ssh;
 pub mod vm;
 
 pub use egress::{Cidr, Egress};
