@@ -23,6 +23,7 @@ use crate::exposed::Exposures;
 use crate::host_facts::{self, HostFacts};
 use crate::making::Making;
 use crate::operations::Operations;
+use crate::ssh::Files;
 use crate::vms::slot::Slots;
 use crate::{problems, vmms};
 
@@ -80,6 +81,8 @@ pub struct Daemon {
     pub gates: Arc<Gates>,
     /// Where guests come to services of the host.
     pub exposures: Exposures,
+    /// The files of ssh clients.
+    pub ssh: Files,
     facts: OnceCell<HostFacts>,
     /// Set when this host was found to be able to give VMs network devices.
     pub(crate) network_abilities: OnceCell<()>,
@@ -113,6 +116,7 @@ impl Daemon {
             dns: Dns::new(&config.network.zone),
             gates: Arc::new(Gates::new(Arc::clone(&host))),
             exposures: Exposures::default(),
+            ssh: Files::new(folders.ssh()),
             folders,
             config,
             store,

@@ -28,6 +28,7 @@ mod problems;
 pub mod readiness;
 pub mod reconcile;
 pub mod serve;
+pub mod ssh;
 pub mod startup;
 pub mod vmms;
 pub mod vms;

@@ -5,6 +5,7 @@
 
 mod artifacts;
 mod error;
+mod host_keys;
 mod migrations;
 mod networks;
 mod operations;

@@ -381,3 +381,19 @@ fn a_database_of_before_lists_keeps_who_was_let_out_and_a_list_stays_as_it_was_w
     store.set_egress(&id, &list, None).unwrap();
     assert_eq!(found(), [list, Egress::All]);
 }
+
+#[test]
+fn a_host_key_is_made_once_and_goes_with_its_vm() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    let one = vm("one");
+    assert!(store.host_key(&one.id, "none").is_err(), "there is no such VM");
+    store.insert_vm(&one, None, &[]).unwrap();
+    assert_eq!(store.known_host_key(&one.id).unwrap(), None);
+    assert_eq!(store.host_key(&one.id, "first").unwrap(), "first");
+    assert_eq!(store.host_key(&one.id, "second").unwrap(), "first");
+    assert_eq!(store.known_host_key(&one.id).unwrap().as_deref(), Some("first"));
+    assert_eq!(store.host_keys().unwrap(), [(one.name.clone(), "first".to_owned())]);
+    store.delete_vm(&one.id).unwrap();
+    assert_eq!(store.host_keys().unwrap(), []);
+}
