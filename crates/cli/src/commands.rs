@@ -11,6 +11,7 @@ mod image;
 mod kernel;
 mod network;
 mod pruning;
+mod ssh_config;
 mod system;
 mod targets;
 mod vm;
@@ -56,6 +57,7 @@ pub(crate) enum Noun {
     /// The daemon as a service of this host, with root's helper and jailed VMs
     #[command(subcommand)]
     System(system::Verb),
+    SshConfig(ssh_config::Args),
     Doctor(doctor::Args),
     /// Measure this host, against the VMM alone
     #[command(subcommand)]
@@ -74,6 +76,7 @@ impl Noun {
             Noun::Daemon(verb) => verb.run(context).await,
             Noun::System(verb) => verb.run(context).await,
             Noun::Bench(verb) => verb.run(context).await,
+            Noun::SshConfig(args) => ssh_config::run(args, context).await,
             Noun::Doctor(args) => doctor::run(args, context).await,
             Noun::Completion(args) => completion::run(args),
         }
@@ -82,7 +85,7 @@ impl Noun {
     /// What a problem exits with: distinct from what a guest's command is likely to.
     pub(crate) fn status_of_a_failure(&self) -> u8 {
         match self {
-            Noun::Vm(vm::Verb::Run(_) | vm::Verb::Exec(_)) => BANGER_FAILED,
+            Noun::Vm(vm::Verb::Run(_) | vm::Verb::Exec(_) | vm::Verb::Ssh(_)) => BANGER_FAILED,
             _ => FAILED,
         }
     }
@@ -101,7 +104,9 @@ pub(crate) fn misused(error: &clap::Error) -> ExitCode {
 
 fn passes_on_a_status(arguments: impl Iterator<Item = OsString>) -> bool {
     let words: Vec<OsString> = arguments.take_while(|argument| argument != "--").collect();
-    words.windows(2).any(|pair| pair[0] == "vm" && (pair[1] == "run" || pair[1] == "exec"))
+    words
+        .windows(2)
+        .any(|pair| pair[0] == "vm" && ["run", "exec", "ssh"].iter().any(|verb| pair[1] == **verb))
 }
 
 /// A file that the user named, as the daemon, which has another working directory, can find it.

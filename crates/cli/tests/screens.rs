@@ -427,6 +427,7 @@ Commands:
   cache       What is kept only to be quicker
   daemon      The daemon that works for you in the background
   system      The daemon as a service of this host, with root's helper and jailed VMs
+  ssh-config  Show or install what ssh, scp, rsync and git need to reach VMs by name
   doctor      Look whether this host is fit for VMs, and say what to do where it is not
   bench       Measure this host, against the VMM alone
   completion  Print a script that makes a shell complete banger's words, and live names of VMs
@@ -469,6 +470,8 @@ Commands:
   logs     Print what a VM's kernel, init and agent wrote to its console
   ports    Show what a running VM listens on, and where this host reaches it
   forward  Lead ports of this host to ports of a running VM, until Ctrl-C
+  ssh      Log in to a running VM by ssh
+  proxy    Carry an ssh connection to a running VM over stdin and stdout
   help     Print this message or the help of the given subcommand(s)
 
 Options:

@@ -10,12 +10,14 @@ mod kill;
 mod list;
 mod logs;
 mod ports;
+mod proxy;
 mod prune;
 mod restart;
 mod run;
 mod set;
 mod show;
 mod spec;
+mod ssh;
 mod start;
 mod stop;
 
@@ -43,6 +45,8 @@ pub(crate) enum Verb {
     Logs(logs::Args),
     Ports(ports::Args),
     Forward(forward::Args),
+    Ssh(ssh::Args),
+    Proxy(proxy::Args),
 }
 
 impl Verb {
@@ -63,6 +67,8 @@ impl Verb {
             Verb::Logs(args) => logs::run(args, context).await,
             Verb::Ports(args) => ports::run(args, context).await,
             Verb::Forward(args) => forward::run(args, context).await,
+            Verb::Ssh(args) => ssh::run(args, context).await,
+            Verb::Proxy(args) => proxy::run(args, context).await,
         }
     }
 }
