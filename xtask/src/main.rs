@@ -46,6 +46,8 @@ usage: cargo xtask VERB
                      the pull of an image of 500 MB, against skopeo, umoci and mke2fs
   bench network [ROUNDS]
                      TCP between host and guest, against a tap and a bridge made by hand
+  bench ssh [ROUNDS]
+                     scp of 100 MB to a guest and back, against OpenSSH's sshd in the same guest
   tidy               the rules of this repository that no compiler checks
 ";
 
@@ -78,8 +80,10 @@ fn main() -> ExitCode {
         ["testhost", "status"] => testhost::status().map(|()| true),
         ["bench", "image"] => bench::image("3").map(|()| true),
         ["bench", "image", rounds] => bench::image(rounds).map(|()| true),
-        ["bench", "network"] => bench::network("10").map(|()| true),
-        ["bench", "network", rounds] => bench::network(rounds).map(|()| true),
+        ["bench", "network"] => bench::of_guests("bench-network", "10").map(|()| true),
+        ["bench", "network", rounds] => bench::of_guests("bench-network", rounds).map(|()| true),
+        ["bench", "ssh"] => bench::of_guests("bench-ssh", "5").map(|()| true),
+        ["bench", "ssh", rounds] => bench::of_guests("bench-ssh", rounds).map(|()| true),
         ["tidy"] => tidy::run().map(|()| true),
         ["help" | "--help" | "-h"] => {
             print!("{USAGE}");
