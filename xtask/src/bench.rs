@@ -1,7 +1,7 @@
 //! `cargo xtask bench image`: the image of the figure in the documentation, in a registry on loopback, and `banger bench
 //! image` with it, all built for release. The image is made once and kept in target/bench. `cargo xtask bench start`: what
-//! crates/e2e/src/bin/bench-start.rs says in the test host, built for release. And `cargo xtask bench network`: what
-//! crates/e2e/src/bin/bench-network.rs says.
+//! crates/e2e/src/bin/bench-start.rs says in the test host, built for release. And `cargo xtask bench network` and `ssh`:
+//! what crates/e2e/src/bin/bench-network.rs and bench-ssh.rs say.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -65,14 +65,15 @@ pub(crate) fn start(rounds: &str) -> Result<(), Failure> {
     testhost::run_there(Profile::Release, &bench, &[bare], &arguments, &target, &mut log)
 }
 
-pub(crate) fn network(rounds: &str) -> Result<(), Failure> {
+/// Runs one of the programs in crates/e2e/src/bin that measure.
+pub(crate) fn of_guests(program: &str, rounds: &str) -> Result<(), Failure> {
     let target = project::target()?;
     let mut log = Log::create(&target, "bench")?;
     packages::ensure(packages::TO_RUN, None, &mut log)?;
     packages::ensure(packages::TO_TEST, None, &mut log)?;
     let built = build::all(Profile::Dev, &target, &mut log)?;
     Call::cargo()
-        .args(["run", "--quiet", "--package", "banger-e2e", "--bin", "bench-network", "--", rounds])
+        .args(["run", "--quiet", "--package", "banger-e2e", "--bin", program, "--", rounds])
         .env("BANGER_BIN_DIR", built)
         .in_folder(project::root())
         .run(&mut log)

@@ -48,6 +48,8 @@ usage: cargo xtask VERB
                      the start of a jailed Firecracker, against a minimal program that does the same, in the test host
   bench network [ROUNDS]
                      TCP between host and guest, against a tap and a bridge made by hand
+  bench ssh [ROUNDS]
+                     scp of 100 MB to a guest and back, against OpenSSH's sshd in the same guest
   tidy               the rules of this repository that no compiler checks
 ";
 
@@ -82,8 +84,10 @@ fn main() -> ExitCode {
         ["bench", "image", rounds] => bench::image(rounds).map(|()| true),
         ["bench", "start"] => bench::start("12").map(|()| true),
         ["bench", "start", rounds] => bench::start(rounds).map(|()| true),
-        ["bench", "network"] => bench::network("10").map(|()| true),
-        ["bench", "network", rounds] => bench::network(rounds).map(|()| true),
+        ["bench", "network"] => bench::of_guests("bench-network", "10").map(|()| true),
+        ["bench", "network", rounds] => bench::of_guests("bench-network", rounds).map(|()| true),
+        ["bench", "ssh"] => bench::of_guests("bench-ssh", "5").map(|()| true),
+        ["bench", "ssh", rounds] => bench::of_guests("bench-ssh", rounds).map(|()| true),
         ["tidy"] => tidy::run().map(|()| true),
         ["help" | "--help" | "-h"] => {
             print!("{USAGE}");

@@ -88,6 +88,7 @@ pub(crate) const TO_TEST: &[Need] = &[
     program("pip3", "python3-pip", "fetches Firecracker and its jailer"),
     program("qemu-img", "qemu-utils", "makes the test host's disks"),
     program("ssh", "openssh-client", "is the way into the test host"),
+    program("rsync", "rsync", "copies to a guest and back by ssh"),
     program("setpriv", "util-linux", "sees to it that the test host ends with its test"),
 ];
 

@@ -15,7 +15,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::Child;
+use std::process::{Child, ExitStatus};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -137,21 +137,21 @@ where
 /// A command that runs.
 pub(crate) struct Command {
     child: Child,
-    pid: Pid,
+    pub(crate) pid: Pid,
     /// Readable when the command has ended; it can be asked without taking the end, so that the pid stays ours.
     process: AsyncFd<OwnedFd>,
-    outputs: Outputs,
-    input: Input,
+    pub(crate) outputs: Outputs,
+    pub(crate) input: Input,
     begun: Instant,
 }
 
-enum Outputs {
+pub(crate) enum Outputs {
     Terminal(Arc<AsyncFd<OwnedFd>>),
     Pipes { stdout: AsyncFd<OwnedFd>, stderr: AsyncFd<OwnedFd> },
 }
 
 /// Where stdin goes.
-enum Input {
+pub(crate) enum Input {
     /// `last`: what was written last, which decides how the terminal takes an end of file.
     Terminal {
         fd: Arc<AsyncFd<OwnedFd>>,
@@ -164,10 +164,10 @@ enum Input {
 
 #[derive(Debug, thiserror::Error)]
 #[error("cannot watch a command that was started")]
-struct WatchError(#[source] io::Error);
+pub(crate) struct WatchError(#[source] io::Error);
 
 impl Command {
-    fn new(started: spawn::Started, begun: Instant) -> Result<Self, WatchError> {
+    pub(crate) fn new(started: spawn::Started, begun: Instant) -> Result<Self, WatchError> {
         let pid = Pid::from_child(&started.child);
         let watched =
             pidfd_open(pid, PidfdFlags::empty()).map_err(io::Error::from).and_then(|process| {
@@ -219,7 +219,7 @@ impl Command {
         let input = std::mem::replace(&mut self.input, Input::Closed);
         let work = async {
             let exit = tokio::select! {
-                exit = self.run(&outbox, timeout) => exit,
+                (exit, _) = self.run(&outbox, timeout) => exit,
                 never = feed(input, waiting, &under_way, &outbox) => match never {},
             };
             // If this fails the post has failed before, and says why.
@@ -244,16 +244,21 @@ impl Command {
         }
     }
 
-    /// Carries the output until the command has ended.
-    async fn run(&mut self, outbox: &mpsc::Sender<FromAgent>, timeout: Option<Duration>) -> Exit {
+    /// Carries the output until the command has ended; how it did, in a frame and in the kernel's words.
+    pub(crate) async fn run(
+        &mut self,
+        outbox: &mpsc::Sender<FromAgent>,
+        timeout: Option<Duration>,
+    ) -> (Exit, Option<ExitStatus>) {
         let (ended, when_ended) = broadcast::channel(false);
         let wait = async {
             let timed_out = end_of(&self.process, self.pid, timeout).await;
             let microseconds = u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX);
             // It has ended, so this takes its status and does not wait.
-            let status = self.child.wait().map_or(255, exit_status);
+            let ended_with = self.child.wait().ok();
+            let status = ended_with.map_or(255, exit_status);
             ended.send_replace(true);
-            Exit { status, timed_out, microseconds }
+            (Exit { status, timed_out, microseconds }, ended_with)
         };
         let pumps = async {
             let pump =
@@ -280,6 +285,17 @@ impl Command {
         exit
     }
 
+    /// Nobody looks at the command any more, which may go on if it does not mind (nohup): as sshd leaves one.
+    pub(crate) async fn let_go(mut self) {
+        drop((self.outputs, self.input));
+        if matches!(self.child.try_wait(), Ok(None)) {
+            signal_group(self.pid, Signal::HUP);
+            signal_group(self.pid, Signal::CONT);
+            drop(self.process.readable().await);
+            drop(self.child.wait());
+        }
+    }
+
     /// Nobody looks at the command any more: what is in its group ends, now or after a time to end by itself.
     async fn hang_up(mut self) {
         // The end of a terminal tells the group in its foreground (SIGHUP from the kernel), the ends of pipes tell writers.
@@ -303,7 +319,7 @@ impl Command {
 }
 
 impl Outputs {
-    fn terminal(&self) -> Option<&Arc<AsyncFd<OwnedFd>>> {
+    pub(crate) fn terminal(&self) -> Option<&Arc<AsyncFd<OwnedFd>>> {
         match self {
             Outputs::Terminal(terminal) => Some(terminal),
             Outputs::Pipes { .. } => None,
@@ -332,11 +348,11 @@ async fn end_of(process: &AsyncFd<OwnedFd>, pid: Pid, timeout: Option<Duration>)
 }
 
 /// A group that is gone needs no signal.
-fn signal_group(group: Pid, signal: Signal) {
+pub(crate) fn signal_group(group: Pid, signal: Signal) {
     kill_process_group(group, signal).ok();
 }
 
-fn exit_status(status: std::process::ExitStatus) -> u8 {
+fn exit_status(status: ExitStatus) -> u8 {
     let number = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
     number.and_then(|number| u8::try_from(number).ok()).unwrap_or(255)
 }
@@ -431,7 +447,7 @@ async fn feed(
 
 impl Input {
     /// Returns when the command has it all, or reads no more.
-    async fn write(&mut self, bytes: &[u8]) {
+    pub(crate) async fn write(&mut self, bytes: &[u8]) {
         let (fd, last) = match self {
             Input::Terminal { fd, last } => (&**fd, Some(last)),
             Input::Pipe(fd) => (&*fd, None),
@@ -446,7 +462,7 @@ impl Input {
     }
 
     /// A pipe is closed; at a terminal somebody types ^D, twice if the line is not empty (termios(3), VEOF).
-    async fn end(&mut self) {
+    pub(crate) async fn end(&mut self) {
         if let Input::Terminal { last, .. } = self {
             const END_OF_FILE: &[u8] = &[4, 4];
             let count = if *last == b'\n' { 1 } else { 2 };
@@ -470,7 +486,7 @@ async fn write_all(fd: &AsyncFd<OwnedFd>, mut bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-fn winsize(size: TerminalSize) -> Winsize {
+pub(crate) fn winsize(size: TerminalSize) -> Winsize {
     Winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 }
 }
 
@@ -500,6 +516,7 @@ pub(crate) fn prepare(start: &Start, config: &Config) -> Result<Program, Refused
         folder,
         user,
         terminal: start.tty.map(winsize),
+        modes: Vec::new(),
         no_stdin: start.no_stdin,
     })
 }
@@ -560,7 +577,7 @@ fn folder(start: &Start, config: &Config, user: &User) -> Result<PathBuf, Refuse
 const DEFAULT_SHELL: &str = "/bin/sh";
 
 /// The user's shell and its name as a login shell, `-bash`; /bin/sh when the user has none or the image lacks it.
-fn login_shell(user: &User, folder: &Path) -> Result<(OsString, OsString), Refused> {
+pub(crate) fn login_shell(user: &User, folder: &Path) -> Result<(OsString, OsString), Refused> {
     let candidates = user.shell.as_deref().into_iter().chain([DEFAULT_SHELL]);
     for shell in candidates {
         if spawn::look_up(shell.as_ref(), OsStr::new(""), folder).is_ok() {

@@ -44,6 +44,7 @@ mod session;
 mod shutdown;
 mod sockets;
 mod spawn;
+mod ssh;
 mod uevents;
 mod usage;
 mod users;
@@ -64,6 +65,10 @@ enum Role {
     Guest { init: OsString, modules: OsString, listener: OsString },
     /// `banger-agent serve --listen PATH`: the same server on a unix socket.
     Listen(PathBuf),
+    /// `banger-ssh ssh`: one ssh connection.
+    Ssh,
+    /// `banger-sftp sftp`: the files of whoever runs it, for an ssh connection.
+    Sftp,
 }
 
 impl Role {
@@ -80,6 +85,8 @@ impl Role {
                 listener: arguments[4].clone(),
             }),
             [_, b"serve", b"--listen", _] => Some(Role::Listen(PathBuf::from(&arguments[3]))),
+            [_, b"ssh"] => Some(Role::Ssh),
+            [_, b"sftp"] => Some(Role::Sftp),
             _ => None,
         }
     }
@@ -94,6 +101,8 @@ fn main() -> ExitCode {
             serve::in_guest(&init, Inheritance::from_arguments(&modules, &listener))
         }
         Some(Role::Listen(path)) => serve::on_socket(&path),
+        Some(Role::Ssh) => ssh::connection::run(),
+        Some(Role::Sftp) => ssh::sftp::run(),
         None => {
             console::say(&format!(
                 "{} runs in a guest, or as: banger-agent serve --listen PATH",

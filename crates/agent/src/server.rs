@@ -8,6 +8,8 @@
 //! PUT  /v1/name      another hostname (JSON GuestName)
 //! PUT  /v1/clock     what time it is (JSON GuestClock)
 //! GET  /v1/init      what PID 1 is and how far, once it has started what it starts
+//! PUT  /v1/ssh       who the guest is to ssh clients, and who may come (JSON GuestSsh)
+//! GET  /v1/ssh       a stream that carries an ssh connection, see ssh/door.rs
 //! GET  /v1/connect   a stream to a port of the guest's, see guest_port.rs
 //! GET  /v1/ports     what waits for somebody in the guest (JSON array of Listening)
 //! GET  /v1/usage     what the guest uses of what it was given (JSON GuestUsage)
@@ -43,6 +45,7 @@ use tokio_tungstenite::tungstenite::protocol::Role;
 use crate::entrypoint::{self, Entrypoint, EntrypointError};
 use crate::init::{Init, InitError};
 use crate::jobs::{JobError, Jobs};
+use crate::ssh::Door;
 use crate::{
     clock, cmdline, console, exec, files, guest_port, names, probe, shutdown, sockets, usage,
 };
@@ -60,6 +63,7 @@ pub(crate) struct Guest {
     /// To its ports, each with one of these.
     connections: Arc<Semaphore>,
     jobs: Arc<Jobs>,
+    ssh: Arc<Door>,
 }
 
 /// What an image says is no longer than this: 1 MiB.
@@ -74,6 +78,7 @@ impl Guest {
             entrypoint: OnceCell::new(),
             connections: Arc::new(Semaphore::new(guest_port::MOST)),
             jobs: Arc::default(),
+            ssh: Arc::default(),
         }
     }
 
@@ -90,6 +95,7 @@ impl Guest {
         }
         let config = Arc::new(image.config);
         *self.image.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&config);
+        self.ssh.take_image(Config::clone(&config));
         if !image.run || config.program().is_empty() {
             return Ok(());
         }
@@ -152,6 +158,11 @@ async fn answer(request: Request<Incoming>, guest: Arc<Guest>) -> Result<Reply, 
             }
         }
         (&Method::GET, "/v1/ports") => ports().await,
+        (&Method::PUT, "/v1/ssh") => take_ssh(request, &guest).await,
+        (&Method::GET, "/v1/ssh") => match guest.ssh.upgrade(request) {
+            Ok(reply) => reply,
+            Err((status, problem)) => json(status, &problem),
+        },
         (&Method::PUT, "/v1/image") => take_image(request, &guest).await,
         (&Method::PUT, "/v1/name") => take_name(request, &guest).await,
         (&Method::PUT, "/v1/clock") => take_clock(request, &guest).await,
@@ -308,6 +319,19 @@ async fn take_clock(request: Request<Incoming>, guest: &Guest) -> Reply {
 
 fn failed(error: &(dyn std::error::Error + 'static)) -> Reply {
     json(StatusCode::INTERNAL_SERVER_ERROR, &Problem::from_error(Code::Guest, error))
+}
+
+async fn take_ssh(request: Request<Incoming>, guest: &Arc<Guest>) -> Reply {
+    let taken = match Limited::new(request.into_body(), LARGEST_BODY).collect().await {
+        Ok(body) => serde_json::from_slice(&body.to_bytes())
+            .map_err(|error| Problem::from_error(Code::Invalid, &error))
+            .and_then(|ssh| guest.ssh.open(ssh)),
+        Err(error) => Err(Problem::from_error(Code::Invalid, error.as_ref())),
+    };
+    match taken {
+        Ok(()) => json(StatusCode::OK, &serde_json::json!({})),
+        Err(problem) => json(StatusCode::BAD_REQUEST, &problem),
+    }
 }
 
 fn problem(status: StatusCode, error: &InitError) -> Reply {

@@ -20,11 +20,15 @@ use rustix::process::{Gid, Signal, Uid};
 use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
 
+use crate::ssh;
 use crate::users::User;
 
 /// Where programs are, when nobody says otherwise.
 pub(crate) const DEFAULT_PATH: &str =
     "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// This program, also when its file is gone.
+pub(crate) const OURSELVES: &str = "/proc/self/exe";
 
 /// What PID 1 opened for the server.
 #[derive(Debug)]
@@ -49,7 +53,7 @@ impl Inheritance {
 /// The guest's server: this program again, with a name that systemd-shutdown spares (systemd, "Storage Daemons for the
 /// Root File System": argv[0] begins with `@`), in a session of its own.
 pub(crate) fn server(init: &str, inheritance: &Inheritance) -> io::Result<Child> {
-    let mut command = Command::new("/proc/self/exe");
+    let mut command = Command::new(OURSELVES);
     command
         .arg0("@banger-agent")
         .arg("guest")
@@ -81,6 +85,23 @@ fn inherited(argument: &OsStr) -> Option<OwnedFd> {
     Some(fd)
 }
 
+/// This program again, for one ssh connection: that is its stdin, and `errand` its stdout. It has no more of the agent's
+/// protection than any program.
+pub(crate) fn ssh(connection: OwnedFd, errand: OwnedFd) -> io::Result<tokio::process::Child> {
+    let mut command = tokio::process::Command::new(OURSELVES);
+    command.arg0("banger-ssh").arg("ssh").env_clear().env("PATH", DEFAULT_PATH);
+    command.stdin(Stdio::from(connection)).stdout(Stdio::from(errand));
+    // SAFETY: only system calls, and nothing is allocated.
+    unsafe {
+        command.pre_exec(|| {
+            rustix::process::setsid().map(drop)?;
+            shed_protection();
+            Ok(())
+        })
+    };
+    command.spawn()
+}
+
 /// Becomes that program. Returns only if it cannot be run.
 pub(crate) fn replace_by(program: &Path, arguments: &[OsString]) -> io::Error {
     Command::new(program).args(arguments).exec()
@@ -110,6 +131,8 @@ pub(crate) struct Program {
     pub(crate) folder: PathBuf,
     pub(crate) user: User,
     pub(crate) terminal: Option<Winsize>,
+    /// What the terminal is set to, beside what the kernel gives it.
+    pub(crate) modes: Vec<(russh::Pty, u32)>,
     pub(crate) no_stdin: bool,
 }
 
@@ -212,6 +235,7 @@ fn terminal(command: &mut Command, size: Winsize, program: &Program) -> io::Resu
     // By descriptor, not by name: /dev/pts of the guest may be another one.
     let theirs = rustix::pty::ioctl_tiocgptpeer(&ours, flags)?;
     rustix::termios::tcsetwinsize(&ours, size)?;
+    ssh::set_modes(&ours, &program.modes);
     // Its user opens it by name too (gpg, screen). Where that is refused, the terminal works all the same.
     rustix::fs::fchown(&theirs, Some(Uid::from_raw(program.user.uid)), None).ok();
     if program.no_stdin {

@@ -126,18 +126,33 @@ impl Client {
         vm_path: &str,
         port: GuestPort,
     ) -> Result<TokioIo<Upgraded>, Problem> {
-        let path = format!("{vm_path}/connect{}", port.query());
+        self.stream(&format!("{vm_path}/connect{}", port.query()), ports::UPGRADE).await
+    }
+
+    /// A stream to a VM's ssh server, by the VM's path.
+    ///
+    /// # Errors
+    /// What the daemon says (not running, an older agent, …), or that it cannot be reached.
+    pub async fn ssh(&self, vm_path: &str) -> Result<TokioIo<Upgraded>, Problem> {
+        self.stream(&format!("{vm_path}/ssh"), crate::ssh::UPGRADE).await
+    }
+
+    async fn stream(
+        &self,
+        path: &str,
+        protocol: &'static str,
+    ) -> Result<TokioIo<Upgraded>, Problem> {
         let request = self
-            .request(Method::GET, &path)
+            .request(Method::GET, path)
             .header(http::header::CONNECTION, "upgrade")
-            .header(http::header::UPGRADE, ports::UPGRADE)
+            .header(http::header::UPGRADE, protocol)
             .body(Full::default())
-            .map_err(|e| broken(&path, &e))?;
-        let reply = self.answered(&path, request).await?;
+            .map_err(|e| broken(path, &e))?;
+        let reply = self.answered(path, request).await?;
         if reply.status() != StatusCode::SWITCHING_PROTOCOLS {
-            return Err(unexplained(&path, reply.status()));
+            return Err(unexplained(path, reply.status()));
         }
-        hyper::upgrade::on(reply).await.map(TokioIo::new).map_err(|e| broken(&path, &e))
+        hyper::upgrade::on(reply).await.map(TokioIo::new).map_err(|e| broken(path, &e))
     }
 
     async fn connect(&self) -> Result<UnixStream, Problem> {

@@ -119,6 +119,12 @@ impl Folders {
         self.run.join("banger.sock")
     }
 
+    /// What ssh clients need: the owner's key, host keys, and a configuration.
+    #[must_use]
+    pub fn ssh(&self) -> PathBuf {
+        self.state.join("ssh")
+    }
+
     /// What a daemon started by the CLI writes to its stdout and stderr.
     #[must_use]
     pub fn daemon_log(&self) -> PathBuf {

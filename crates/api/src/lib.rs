@@ -29,6 +29,7 @@ pub mod operation;
 pub mod ports;
 pub mod problem;
 pub mod size;
+pub mod ssh;
 pub mod stats;
 pub mod until;
 pub mod vm;

@@ -12,6 +12,7 @@ mod kernel;
 mod man;
 mod network;
 mod pruning;
+mod ssh_config;
 mod system;
 mod targets;
 mod vm;
@@ -57,6 +58,7 @@ pub(crate) enum Noun {
     /// The daemon as a service of this host, with root's helper and jailed VMs
     #[command(subcommand)]
     System(system::Verb),
+    SshConfig(ssh_config::Args),
     Doctor(doctor::Args),
     /// Measure this host, against the VMM alone
     #[command(subcommand)]
@@ -76,6 +78,7 @@ impl Noun {
             Noun::Daemon(verb) => verb.run(context).await,
             Noun::System(verb) => verb.run(context).await,
             Noun::Bench(verb) => verb.run(context).await,
+            Noun::SshConfig(args) => ssh_config::run(args, context).await,
             Noun::Doctor(args) => doctor::run(args, context).await,
             Noun::Completion(args) => completion::run(args),
             Noun::Man(args) => man::run::<crate::Cli>(&args),
@@ -85,7 +88,9 @@ impl Noun {
     /// What a problem exits with: distinct from what a guest's command is likely to.
     pub(crate) fn status_of_a_failure(&self) -> u8 {
         match self {
-            Noun::Vm(vm::Verb::Run(_) | vm::Verb::Exec(_) | vm::Verb::Attach(_)) => BANGER_FAILED,
+            Noun::Vm(
+                vm::Verb::Run(_) | vm::Verb::Exec(_) | vm::Verb::Attach(_) | vm::Verb::Ssh(_),
+            ) => BANGER_FAILED,
             _ => FAILED,
         }
     }
@@ -104,7 +109,7 @@ pub(crate) fn misused(error: &clap::Error) -> ExitCode {
 
 fn passes_on_a_status(arguments: impl Iterator<Item = OsString>) -> bool {
     let words: Vec<OsString> = arguments.take_while(|argument| argument != "--").collect();
-    let passing = ["run", "exec", "attach"];
+    let passing = ["run", "exec", "attach", "ssh"];
     words.windows(2).any(|pair| pair[0] == "vm" && passing.iter().any(|verb| pair[1] == *verb))
 }
 

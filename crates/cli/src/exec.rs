@@ -291,7 +291,7 @@ fn cannot(what: &str, error: &io::Error) -> Problem {
 
 /// Chunks of stdin until its end. The thread reads ahead by two chunks at most, and may stay in read(2) until the
 /// process ends, which does not wait for it.
-fn read_stdin() -> Result<mpsc::Receiver<io::Result<Bytes>>, Problem> {
+pub(crate) fn read_stdin() -> Result<mpsc::Receiver<io::Result<Bytes>>, Problem> {
     let (chunks, receiver) = mpsc::channel(1);
     let read = move || {
         let mut buffer = vec![0; CHUNK];
@@ -353,7 +353,7 @@ fn write_output() -> Result<(mpsc::Sender<Output>, oneshot::Receiver<io::Result<
     Ok((sender, written))
 }
 
-fn write_all(fd: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn write_all(fd: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         match rustix::io::write(fd, bytes) {
             Ok(written) => bytes = &bytes[written..],

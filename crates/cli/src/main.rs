@@ -24,6 +24,7 @@ mod programs;
 mod progress;
 mod render;
 mod signals;
+mod ssh_files;
 mod system;
 mod table;
 mod terminal;

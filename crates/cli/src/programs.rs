@@ -45,7 +45,7 @@ pub(crate) fn run_at(program: &Path, args: &[&str]) -> Result<String, Problem> {
     Err(problem)
 }
 
-fn find(name: &str) -> Option<PathBuf> {
+pub(crate) fn find(name: &str) -> Option<PathBuf> {
     FOLDERS.iter().map(|folder| Path::new(folder).join(name)).find(|path| path.is_file())
 }
 

@@ -446,6 +446,7 @@ Commands:
   cache       What is kept only to be quicker
   daemon      The daemon that works for you in the background
   system      The daemon as a service of this host, with root's helper and jailed VMs
+  ssh-config  Show or install what ssh, scp, rsync and git need to reach VMs by name
   doctor      Look whether this host is fit for VMs, and say what to do where it is not
   bench       Measure this host, against the VMM alone
   completion  Print a script that makes a shell complete banger's words, and live names of VMs

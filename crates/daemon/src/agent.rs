@@ -6,6 +6,7 @@ use banger_api::channel::InitState;
 use banger_api::guest::{GuestClock, GuestName, GuestUsage};
 use banger_api::image::GuestImage;
 use banger_api::ports::{self, GuestPort, Listening};
+use banger_api::ssh::GuestSsh;
 use banger_api::{Code, Problem, VmName};
 use banger_vmm::Channel;
 use bytes::Bytes;
@@ -170,22 +171,52 @@ pub async fn upgrade(
 /// # Errors
 /// When nothing listens there, or the agent does not answer.
 pub async fn guest_port(channel: &Channel, port: GuestPort) -> Result<TokioIo<Upgraded>, Problem> {
-    let connecting = async {
-        let request = Request::builder()
-            .method(Method::GET)
-            .uri(format!("/v1/connect{}", port.query()))
-            .header(http::header::HOST, "agent")
-            .header(http::header::CONNECTION, "upgrade")
-            .header(http::header::UPGRADE, ports::UPGRADE)
-            .body(Full::default())
-            .map_err(|e| broken(&e))?;
-        let reply = send(channel, request).await?;
-        if reply.status() != StatusCode::SWITCHING_PROTOCOLS {
-            return Err(refused(reply, "/v1/connect").await);
-        }
-        hyper::upgrade::on(reply).await.map(TokioIo::new).map_err(|e| broken(&e))
+    let path = format!("/v1/connect{}", port.query());
+    timeout(ANSWER_DEADLINE, stream(channel, &path, ports::UPGRADE)).await.map_err(|_| silent())?
+}
+
+/// Gives the guest's ssh server its keys.
+///
+/// # Errors
+/// When the agent does not answer, or does not take them.
+pub async fn put_ssh(channel: &Channel, ssh: &GuestSsh) -> Result<(), Problem> {
+    let body = serde_json::to_vec(ssh).map_err(|e| broken(&e))?;
+    let told = async {
+        let reply = request(channel, Method::PUT, "/v1/ssh", body.into()).await?;
+        if reply.status().is_success() { Ok(()) } else { Err(refused(reply, "/v1/ssh").await) }
     };
-    timeout(ANSWER_DEADLINE, connecting).await.map_err(|_| silent())?
+    timeout(ANSWER_DEADLINE, told).await.map_err(|_| silent())?
+}
+
+/// A stream to the guest's ssh server.
+///
+/// # Errors
+/// When it has too many, or the agent does not answer.
+pub async fn ssh(channel: &Channel) -> Result<TokioIo<Upgraded>, Problem> {
+    timeout(ANSWER_DEADLINE, stream(channel, "/v1/ssh", banger_api::ssh::UPGRADE))
+        .await
+        .map_err(|_| silent())?
+}
+
+/// A request that becomes a stream.
+async fn stream(
+    channel: &Channel,
+    path: &str,
+    protocol: &'static str,
+) -> Result<TokioIo<Upgraded>, Problem> {
+    let request = Request::builder()
+        .method(Method::GET)
+        .uri(path)
+        .header(http::header::HOST, "agent")
+        .header(http::header::CONNECTION, "upgrade")
+        .header(http::header::UPGRADE, protocol)
+        .body(Full::default())
+        .map_err(|e| broken(&e))?;
+    let reply = send(channel, request).await?;
+    if reply.status() != StatusCode::SWITCHING_PROTOCOLS {
+        return Err(refused(reply, path).await);
+    }
+    hyper::upgrade::on(reply).await.map(TokioIo::new).map_err(|e| broken(&e))
 }
 
 /// What waits for somebody in the guest.

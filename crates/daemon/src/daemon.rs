@@ -22,6 +22,7 @@ use crate::exposed::Exposures;
 use crate::host_facts::{self, HostFacts};
 use crate::making::Making;
 use crate::operations::Operations;
+use crate::ssh::Files;
 use crate::vms::slot::Slots;
 use crate::{problems, vmms};
 
@@ -81,6 +82,8 @@ pub struct Daemon {
     pub exposures: Exposures,
     /// Changes when a VM is to end by itself at another time than before.
     pub(crate) expiries: watch::Sender<()>,
+    /// The files of ssh clients.
+    pub ssh: Files,
     facts: OnceCell<HostFacts>,
     /// Set when this host was found to be able to give VMs network devices.
     pub(crate) network_abilities: OnceCell<()>,
@@ -114,6 +117,7 @@ impl Daemon {
             dns: Dns::new(&config.network.zone),
             gates: Arc::new(Gates::new(Arc::clone(&host))),
             exposures: Exposures::default(),
+            ssh: Files::new(folders.ssh()),
             folders,
             config,
             store,

@@ -29,6 +29,7 @@ mod problems;
 pub mod readiness;
 pub mod reconcile;
 pub mod serve;
+pub mod ssh;
 pub mod startup;
 mod user_network;
 pub mod vmms;

@@ -5,6 +5,7 @@
 
 mod artifacts;
 mod error;
+mod host_keys;
 mod labels;
 mod lifetimes;
 mod migrations;

@@ -563,3 +563,19 @@ fn a_vm_remembers_its_workspace_and_a_start_forgets_what_was_known_of_the_work_i
     store.delete_vm(&one.id).unwrap();
     assert!(store.vms().unwrap().is_empty());
 }
+
+#[test]
+fn a_host_key_is_made_once_and_goes_with_its_vm() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    let one = vm("one");
+    assert!(store.host_key(&one.id, "none").is_err(), "there is no such VM");
+    store.insert_vm(&one, None, &[]).unwrap();
+    assert_eq!(store.known_host_key(&one.id).unwrap(), None);
+    assert_eq!(store.host_key(&one.id, "first").unwrap(), "first");
+    assert_eq!(store.host_key(&one.id, "second").unwrap(), "first");
+    assert_eq!(store.known_host_key(&one.id).unwrap().as_deref(), Some("first"));
+    assert_eq!(store.host_keys().unwrap(), [(one.name.clone(), "first".to_owned())]);
+    store.delete_vm(&one.id).unwrap();
+    assert_eq!(store.host_keys().unwrap(), []);
+}

@@ -16,6 +16,7 @@ mod list;
 mod logs;
 mod pause;
 mod ports;
+mod proxy;
 mod prune;
 mod rename;
 mod restart;
@@ -24,6 +25,7 @@ mod run;
 mod set;
 mod show;
 mod spec;
+mod ssh;
 mod start;
 mod stats;
 mod stop;
@@ -63,6 +65,8 @@ pub(crate) enum Verb {
     /// Git repositories in VMs: bring them there, and what was done there back
     #[command(subcommand)]
     Workspace(workspace::Verb),
+    Ssh(ssh::Args),
+    Proxy(proxy::Args),
 }
 
 impl Verb {
@@ -91,6 +95,8 @@ impl Verb {
             Verb::Stats(args) => stats::run(args, context).await,
             Verb::Forward(args) => forward::run(args, context).await,
             Verb::Workspace(verb) => verb.run(context).await,
+            Verb::Ssh(args) => ssh::run(args, context).await,
+            Verb::Proxy(args) => proxy::run(args, context).await,
         }
     }
 }

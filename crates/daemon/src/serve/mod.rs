@@ -7,6 +7,7 @@ mod jobs;
 mod logs;
 mod networks;
 mod ports;
+mod ssh;
 mod vms;
 mod workspaces;
 
@@ -83,6 +84,8 @@ fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/vms/{vm}/workspace", put(workspaces::put))
         .route("/v1/vms/{vm}/ports", get(ports::ports))
         .route("/v1/vms/{vm}/connect", get(ports::connect))
+        .route("/v1/vms/{vm}/ssh", get(ssh::connect))
+        .route("/v1/ssh", get(ssh::access))
         .route("/v1/images", get(artifacts::images))
         .route("/v1/images/build", post(artifacts::build_image))
         .route("/v1/images/dockerfile", post(artifacts::build_dockerfile))

@@ -215,6 +215,7 @@ impl Daemon {
         })
         .await??;
         self.publish_names();
+        self.tell_ssh_meanwhile(vm, channel.clone());
         slot.channel.send_replace(Some(channel));
         let record = self.record(&vm.id)?;
         self.mind(vm.id.clone(), watched, agent_of(&record));

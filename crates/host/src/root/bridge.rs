@@ -94,7 +94,7 @@ pub(super) fn ensure(installation: &Installation, network: &Network) -> io::Resu
     if !bridge.up {
         netlink::bring_up(bridge.index)?;
     }
-    bridge_ipv6::ensure(&bridge, network, has_ports(&bridge)?)?;
+    bridge_ipv6::ensure(&bridge, network, || has_ports(&bridge))?;
     Ok(bridge.index)
 }
 

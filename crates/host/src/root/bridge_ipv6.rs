@@ -44,7 +44,11 @@ pub fn ipv6_taken(
 }
 
 /// Gives the bridge, which is up, what its network has of IPv6. That of VMs that run there is left as it is.
-pub(super) fn ensure(bridge: &Link, network: &Network, in_use: bool) -> io::Result<()> {
+pub(super) fn ensure(
+    bridge: &Link,
+    network: &Network,
+    is_in_use: impl FnOnce() -> io::Result<bool>,
+) -> io::Result<()> {
     let (Some(prefix), Some(gateway)) = (network.ipv6, network.ipv6_gateway()) else {
         return Ok(());
     };
@@ -56,7 +60,9 @@ pub(super) fn ensure(bridge: &Link, network: &Network, in_use: bool) -> io::Resu
     let there = all.iter().filter(|found| found.device == bridge.index);
     let (right, other): (Vec<&Address>, Vec<&Address>) =
         there.partition(|found| wanted.contains(&found.address) && found.prefix == IPV6_PREFIX);
-    if let Some(other) = other.first().filter(|_| in_use) {
+    if let Some(other) = other.first()
+        && is_in_use()?
+    {
         return Err(io::Error::other(format!(
             "VMs use {name} with the address {}/{} instead of {gateway}/{IPV6_PREFIX}: stop them, then start them again",
             other.address, other.prefix

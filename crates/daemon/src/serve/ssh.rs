@@ -1,0 +1,52 @@
+//! ssh over HTTP: what clients need, and streams to guests' servers.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
+use axum::http::header::{CONNECTION, UPGRADE};
+use axum::response::Response;
+use banger_api::ssh::{self, SshAccess};
+use banger_api::{Code, Problem};
+use banger_forward::MOST_CONNECTIONS;
+use hyper_util::rt::TokioIo;
+
+use super::exec::move_bytes;
+use super::{Answer, App, Failure, Found};
+
+pub(super) async fn access(State(daemon): App) -> Answer<SshAccess> {
+    Ok(Json(daemon.blocking(|daemon| daemon.ssh_access()).await??))
+}
+
+/// Becomes a stream that carries ssh.
+pub(super) async fn connect(
+    State(daemon): App,
+    Found(vm): Found,
+    mut request: Request,
+) -> Result<Response, Failure> {
+    if request.headers().get(UPGRADE).is_none_or(|value| value != ssh::UPGRADE) {
+        let message = format!("this path is upgraded to {}", ssh::UPGRADE);
+        return Err(Failure(Problem::new(Code::Invalid, message)));
+    }
+    let connections = Arc::clone(&daemon.slots.of(&vm.id).connections);
+    let permit = connections.try_acquire_owned().map_err(|_| {
+        let message = format!("VM {} has {MOST_CONNECTIONS} connections", vm.name);
+        Problem::new(Code::Conflict, message).remedy("end some of them")
+    })?;
+    let agent = daemon.ssh_stream(&vm).await?;
+    let client = hyper::upgrade::on(&mut request);
+    drop(tokio::spawn(async move {
+        if let Ok(client) = client.await {
+            move_bytes(TokioIo::new(client), agent).await;
+        }
+        drop(permit);
+    }));
+    Response::builder()
+        .status(StatusCode::SWITCHING_PROTOCOLS)
+        .header(CONNECTION, "upgrade")
+        .header(UPGRADE, ssh::UPGRADE)
+        .body(Body::empty())
+        .map_err(|e| Failure(Problem::new(Code::Internal, "cannot answer").cause(&e)))
+}
