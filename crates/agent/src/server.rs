@@ -322,13 +322,11 @@ fn failed(error: &(dyn std::error::Error + 'static)) -> Reply {
 }
 
 async fn take_ssh(request: Request<Incoming>, guest: &Arc<Guest>) -> Reply {
-    let taken = match Limited::new(request.into_body(), LARGEST_BODY).collect().await {
-        Ok(body) => serde_json::from_slice(&body.to_bytes())
-            .map_err(|error| Problem::from_error(Code::Invalid, &error))
-            .and_then(|ssh| guest.ssh.open(ssh)),
-        Err(error) => Err(Problem::from_error(Code::Invalid, error.as_ref())),
+    let ssh = match body(request).await {
+        Ok(ssh) => ssh,
+        Err(reply) => return reply,
     };
-    match taken {
+    match guest.ssh.open(ssh) {
         Ok(()) => json(StatusCode::OK, &serde_json::json!({})),
         Err(problem) => json(StatusCode::BAD_REQUEST, &problem),
     }

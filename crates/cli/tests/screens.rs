@@ -11,10 +11,10 @@ use support::World;
 fn a_list_is_a_table() {
     World::with_daemon().banger(&["vm", "list"]).assert().code(0).stderr_eq("").stdout_eq(str![[
         r#"
-NAME  STATE    ADDRESS     IMAGE            CPU  MEM    DISK   AGE
-db    stopped  10.213.0.2  debian:bookworm  2    1 GiB  8 GiB  2d
-old   error    10.213.0.2  debian:bookworm  2    1 GiB  8 GiB  2d (1h left)
-web   running  10.213.0.2  debian:bookworm  2    1 GiB  8 GiB  2d
+NAME  STATE    ADDRESS     IMAGE            CPU  MEM    DISK   WORKSPACE  AGE
+db    stopped  10.213.0.2  debian:bookworm  2    1 GiB  8 GiB  -          2d
+old   error    10.213.0.2  debian:bookworm  2    1 GiB  8 GiB  -          2d (1h left)
+web   running  10.213.0.2  debian:bookworm  2    1 GiB  8 GiB  -          2d
 
 "#
     ]]);
@@ -477,20 +477,29 @@ Usage: banger vm [OPTIONS] <COMMAND>
 Commands:
   run        Make a VM, start it, and run a command or a shell in it
   exec       Run a command or a shell in a running VM
+  jobs       Show a VM's jobs: the commands that `vm exec -d` has left in it
+  attach     Be there for a job: see what it wrote and writes, and type for it
+  cp         Copy files and folders to and from a running VM
   list       List the VMs there are [alias: ls]
   show       Show everything there is to know of a VM, and what went wrong with it last
   set        Change VMs, at once if they run
+  rename     Give a VM another name, running or not
   create     Make a VM without starting it
   start      Start VMs that do not run
   stop       Shut VMs down; their disks stay
   restart    Stop VMs and start them again
+  pause      Let VMs stand still: their processors stop, their memory stays
+  resume     Let paused VMs go on where they stood still
   kill       End VMs at once, as pulling the plug would; writes that were not synced are lost
   delete     Delete VMs with their disks, running or not [alias: rm]
   prune      Delete every VM that does not run, after a question
   logs       Print what a VM's kernel, init and agent wrote to its console
   ports      Show what a running VM listens on, and where this host reaches it
   forward    Lead ports of this host to ports of a running VM, until Ctrl-C
+  stats      Show what VMs that run use of this host [alias: top]
   workspace  Git repositories in VMs: bring them there, and what was done there back
+  ssh        Log in to a running VM by ssh
+  proxy      Carry an ssh connection to a running VM over stdin and stdout
   help       Print this message or the help of the given subcommand(s)
 
 Options:

@@ -45,7 +45,8 @@ fn job(world: &World, flags: &[&str], script: &str) -> String {
 fn shown(world: &World, number: &str) -> serde_json::Value {
     let jobs = world.banger(["vm", "jobs", "one", "--format", "json"]).succeeds().json();
     let jobs = jobs.as_array().unwrap();
-    jobs.iter().find(|job| job["number"].to_string() == number).unwrap().clone()
+    let number: u64 = number.parse().unwrap();
+    jobs.iter().find(|job| job["number"] == number).unwrap().clone()
 }
 
 /// The status of a job that is about to end, by attaching to it.

@@ -8,7 +8,9 @@ use banger_host::{Mark, Part};
 
 /// The locks of the VMs that somebody asks about now.
 #[derive(Debug, Default)]
-pub(crate) struct Turns(Mutex<HashMap<(Mark, Part), Arc<Mutex<()>>>>);
+pub(crate) struct Turns(Mutex<HashMap<(Mark, Part), Turn>>);
+
+type Turn = Arc<Mutex<()>>;
 
 impl Turns {
     /// Does it when nobody else does something for this part of the VM.
@@ -19,7 +21,7 @@ impl Turns {
         work()
     }
 
-    fn of(&self, whose: &(Mark, Part)) -> Arc<Mutex<()>> {
+    fn of(&self, whose: &(Mark, Part)) -> Turn {
         let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         // Those that nobody waits for or holds.
         turns.retain(|_, turn| Arc::strong_count(turn) > 1);

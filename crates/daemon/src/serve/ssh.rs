@@ -35,13 +35,14 @@ pub(super) async fn connect(
         let message = format!("VM {} has {MOST_CONNECTIONS} connections", vm.name);
         Problem::new(Code::Conflict, message).remedy("end some of them")
     })?;
+    let busy = daemon.slots.of(&vm.id).activity.begin();
     let agent = daemon.ssh_stream(&vm).await?;
     let client = hyper::upgrade::on(&mut request);
     drop(tokio::spawn(async move {
         if let Ok(client) = client.await {
             move_bytes(TokioIo::new(client), agent).await;
         }
-        drop(permit);
+        drop((permit, busy));
     }));
     Response::builder()
         .status(StatusCode::SWITCHING_PROTOCOLS)

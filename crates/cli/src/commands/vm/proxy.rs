@@ -20,7 +20,7 @@ use crate::failure::Failure;
 For ssh's ProxyCommand: `banger ssh-config` has it. It needs no network and no port of the VM. What stands behind a dot in \
 the name is ignored, so web.vm is web.
 
-Example:
+Examples:
   ssh -o ProxyCommand='banger vm proxy %h' root@web.vm")]
 pub(crate) struct Args {
     /// Its name or id, with or without the zone
