@@ -39,12 +39,14 @@ const NOT_THERE: [(&str, &str); 1] =
 /// boots twice emulated, and one in dozens does not get far. What the CLI says, what a command in a guest gets and what rules let
 /// through is the same on every host; a VM's life, its network, and what becomes of it when its daemon dies, are shown there by
 /// the tests of an installation, and at every claim by the ledger's.
-const FOR_THE_WHOLE: [&str; 14] = [
+const FOR_THE_WHOLE: [&str; 18] = [
     "daemon_crash",
     "egress",
     "exec",
+    "files",
     "first_start",
     "image_program",
+    "jobs",
     "life",
     "limits",
     "many",
@@ -53,7 +55,9 @@ const FOR_THE_WHOLE: [&str; 14] = [
     "ports",
     "promoting",
     "run",
+    "ssh",
     "user_network",
+    "workspaces",
 ];
 /// Its test programs that boot many guests at once: one test at a time, since the emulation bears two booting guests.
 const ONE_AT_A_TIME: [&str; 1] = ["many"];

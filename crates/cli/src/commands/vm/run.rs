@@ -97,12 +97,14 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
         carry::show(context, plan)?;
         return Ok(DONE);
     }
-    if rm && plan.is_some() {
-        context
-            .hint("--rm drops what is done in the repository there, unless it is exported before");
+    let request = spec.request(true, rm, detach);
+    let ends_by_itself = [("--rm", rm), ("--ttl", request.ttl.duration().is_some())];
+    for (flag, _) in ends_by_itself.iter().filter(|(_, given)| *given && plan.is_some()) {
+        context.hint(&format!(
+            "{flag} drops what is done in the repository there, unless it is exported before"
+        ));
     }
     let client = context.client().await?;
-    let request = spec.request(true, rm, detach);
     let mut lease = Work::begin(&client, Method::POST, "/v1/vms", Some(&request)).await?;
     let mut vm = boot(context, &client, &mut lease, &mut signals, rm).await?;
 
