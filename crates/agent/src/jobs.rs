@@ -218,32 +218,33 @@ impl Jobs {
             // One that has ended needs no size.
             drop(running.to_command.send(ToAgent::Resize(size)).await);
         }
-        let (to_client, mut for_client) = mpsc::channel(4);
-        let show = show(Reader::new(&self.of(number)), &mut progress, follow, &to_client);
+        let (to_client, for_client) = mpsc::channel(4);
+        let reader = Reader::new(&self.of(number));
+        let talk = async {
+            // It goes with this, and so ends what is posted.
+            let to_client = to_client;
+            let listen = async {
+                match &running {
+                    Some(running) => listen(running, &mut frames, &to_client).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = show(reader, &mut progress, follow, &to_client) => {}
+                () = listen => {}
+            }
+        };
+        // To its end, whatever ends first: a frame that is being sent is not taken back.
         let post = async {
+            let mut for_client = for_client;
             while let Some(frame) = for_client.recv().await {
                 if sink.send(Message::Binary(frame)).await.is_err() {
-                    break;
+                    return;
                 }
             }
+            drop(sink.close().await);
         };
-        let listen = async {
-            match &running {
-                Some(running) => listen(running, &mut frames, &to_client).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            () = post => return,
-            () = async { tokio::select! { () = show => {}, () = listen => {} } } => {}
-        }
-        drop(to_client);
-        while let Some(frame) = for_client.recv().await {
-            if sink.send(Message::Binary(frame)).await.is_err() {
-                return;
-            }
-        }
-        drop(sink.close().await);
+        tokio::join!(talk, post);
     }
 
     fn at_its_end(&self, number: u32) -> Progress {
@@ -344,6 +345,8 @@ async fn listen<S>(
         let Some(said) = said else { continue };
         let taken = matches!(said, ToAgent::Stdin(_)).then_some(wanted);
         if running.to_command.send(said).await.is_err() {
+            // It has ended: what it wrote is still to be shown, to a client that speaks or not.
+            while next(frames).await.is_some() {}
             return;
         }
         if let Some(count) = taken {
