@@ -3,6 +3,7 @@
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
+use axum::http::header::{CONNECTION, UPGRADE};
 use axum::response::Response;
 use banger_api::{Code, Problem};
 use banger_store::VmRecord;
@@ -62,8 +63,31 @@ pub(super) async fn splice(
         .map_err(|e| Failure(Problem::new(Code::Internal, "cannot answer").cause(&e)))
 }
 
+/// Answers that the connection carries this protocol from now on, and moves its bytes to the agent's stream and back. What is
+/// `held` goes when they are done.
+pub(super) fn carry(
+    mut request: Request,
+    protocol: &'static str,
+    agent: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    held: impl Send + 'static,
+) -> Result<Response, Failure> {
+    let client = hyper::upgrade::on(&mut request);
+    drop(tokio::spawn(async move {
+        if let Ok(client) = client.await {
+            move_bytes(TokioIo::new(client), agent).await;
+        }
+        drop(held);
+    }));
+    Response::builder()
+        .status(StatusCode::SWITCHING_PROTOCOLS)
+        .header(CONNECTION, "upgrade")
+        .header(UPGRADE, protocol)
+        .body(Body::empty())
+        .map_err(|e| Failure(Problem::new(Code::Internal, "cannot answer").cause(&e)))
+}
+
 /// Until both sides have ended, or one is gone.
-pub(super) async fn move_bytes(
+async fn move_bytes(
     mut client: impl AsyncRead + AsyncWrite + Unpin,
     mut agent: impl AsyncRead + AsyncWrite + Unpin,
 ) {

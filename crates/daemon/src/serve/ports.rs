@@ -3,17 +3,14 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::body::Body;
 use axum::extract::{Query, Request, State};
-use axum::http::StatusCode;
-use axum::http::header::{CONNECTION, UPGRADE};
+use axum::http::header::UPGRADE;
 use axum::response::Response;
 use banger_api::ports::{self, GuestPort, Ports};
 use banger_api::{Code, Problem};
 use banger_forward::MOST_CONNECTIONS;
-use hyper_util::rt::TokioIo;
 
-use super::exec::move_bytes;
+use super::exec::carry;
 use super::{Answer, App, Failure, Found};
 use crate::agent;
 
@@ -26,7 +23,7 @@ pub(super) async fn connect(
     State(daemon): App,
     Found(vm): Found,
     Query(port): Query<GuestPort>,
-    mut request: Request,
+    request: Request,
 ) -> Result<Response, Failure> {
     let wanted = request.headers().get(UPGRADE).is_some_and(|value| value == ports::UPGRADE);
     if !wanted {
@@ -41,17 +38,5 @@ pub(super) async fn connect(
     let busy = daemon.slots.of(&vm.id).activity.begin();
     let channel = daemon.channel(&vm).await?;
     let agent = agent::guest_port(&channel, port).await?;
-    let client = hyper::upgrade::on(&mut request);
-    drop(tokio::spawn(async move {
-        if let Ok(client) = client.await {
-            move_bytes(TokioIo::new(client), agent).await;
-        }
-        drop((permit, busy));
-    }));
-    Response::builder()
-        .status(StatusCode::SWITCHING_PROTOCOLS)
-        .header(CONNECTION, "upgrade")
-        .header(UPGRADE, ports::UPGRADE)
-        .body(Body::empty())
-        .map_err(|e| Failure(Problem::new(Code::Internal, "cannot answer").cause(&e)))
+    carry(request, ports::UPGRADE, agent, (permit, busy))
 }

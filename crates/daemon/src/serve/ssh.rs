@@ -3,17 +3,14 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::StatusCode;
-use axum::http::header::{CONNECTION, UPGRADE};
+use axum::http::header::UPGRADE;
 use axum::response::Response;
 use banger_api::ssh::{self, SshAccess};
 use banger_api::{Code, Problem};
 use banger_forward::MOST_CONNECTIONS;
-use hyper_util::rt::TokioIo;
 
-use super::exec::move_bytes;
+use super::exec::carry;
 use super::{Answer, App, Failure, Found};
 
 pub(super) async fn access(State(daemon): App) -> Answer<SshAccess> {
@@ -24,7 +21,7 @@ pub(super) async fn access(State(daemon): App) -> Answer<SshAccess> {
 pub(super) async fn connect(
     State(daemon): App,
     Found(vm): Found,
-    mut request: Request,
+    request: Request,
 ) -> Result<Response, Failure> {
     if request.headers().get(UPGRADE).is_none_or(|value| value != ssh::UPGRADE) {
         let message = format!("this path is upgraded to {}", ssh::UPGRADE);
@@ -37,17 +34,5 @@ pub(super) async fn connect(
     })?;
     let busy = daemon.slots.of(&vm.id).activity.begin();
     let agent = daemon.ssh_stream(&vm).await?;
-    let client = hyper::upgrade::on(&mut request);
-    drop(tokio::spawn(async move {
-        if let Ok(client) = client.await {
-            move_bytes(TokioIo::new(client), agent).await;
-        }
-        drop((permit, busy));
-    }));
-    Response::builder()
-        .status(StatusCode::SWITCHING_PROTOCOLS)
-        .header(CONNECTION, "upgrade")
-        .header(UPGRADE, ssh::UPGRADE)
-        .body(Body::empty())
-        .map_err(|e| Failure(Problem::new(Code::Internal, "cannot answer").cause(&e)))
+    carry(request, ssh::UPGRADE, agent, (permit, busy))
 }
