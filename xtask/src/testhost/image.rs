@@ -17,7 +17,7 @@ use crate::programs::Call;
 const RELEASE: &str = "bookworm";
 
 /// What the host has beside Debian's essential packages.
-const PACKAGES: [&str; 22] = [
+const PACKAGES: [&str; 24] = [
     "systemd",
     "systemd-sysv",
     "dbus",
@@ -30,6 +30,9 @@ const PACKAGES: [&str; 22] = [
     "btrfs-progs",
     "openssh-server",
     "procps",
+    // Who comes to guests, in the tests.
+    "openssh-client",
+    "rsync",
     // The host's programs ask it for names, those of VMs among them.
     "systemd-resolved",
     "libnss-resolve",
