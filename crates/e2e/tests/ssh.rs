@@ -135,6 +135,8 @@ fn a_terminal(world: &World) {
     terminal.shows("begun");
     terminal.types("\u{3}");
     terminal.shows("^C");
+    // What is typed before the shell reads again may be dropped.
+    terminal.shows(":~# ");
     terminal.types("stty size; exit 5\r");
     terminal.shows("44 99");
     assert_eq!(terminal.ends(), Some(5));
